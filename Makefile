@@ -1,0 +1,55 @@
+# Two commands do all the set-up: `make demo` shows a report, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+# Where torch comes from: empty for pip's own index, or the URL of a CPU or CUDA index.
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+SOURCES := $(shell find facade probes diagnostics reports lab -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js' 2>/dev/null)
+# The editable install links file by file: it is renewed when the set of files changes, not when their text does.
+FILES := $(VENV)/.files-$(shell printf '%s\n' $(SOURCES) | sort | cksum | cut -d' ' -f1)
+
+.PHONY: demo test check format install clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+demo: $(VENV)/.demo $(FILES) ## install, train a small GPT-2 and four reference transformers under probes, write two reports
+	$(BIN)/rheoscope demo
+
+test: $(VENV)/.dev $(FILES) ## install what the tests need and run them all
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev $(FILES) ## lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: $(VENV)/.dev $(FILES) ## make the environment for development
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,dev]'
+	@touch $@
+
+$(VENV)/.files-%: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.files-*
+	@touch $@
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,33 @@
+"""Measure: discovery, hooks, statistics, storage, active checks.
+
+The values (``anatomy``, ``errors``, ``recording``) import without torch; the instruments load when asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .anatomy import Anatomy
+    from .check_up import examine
+    from .discovery import discover
+    from .recorder import Probe, attach
+    from .recording import Recording
+
+__all__ = ["Anatomy", "Probe", "Recording", "attach", "discover", "examine"]
+
+_HOMES = {
+    "Anatomy": "anatomy",
+    "Probe": "recorder",
+    "Recording": "recording",
+    "attach": "recorder",
+    "discover": "discovery",
+    "examine": "check_up",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,279 @@
+"""Describe what discovery found: stacks, blocks, branches, and where a hook sees each tensor.
+
+Axes and words: a model has *stacks*; a stack has *states* 0..K and *branches* 1..K; branch k adds its write to
+state k-1: ``sum k = scale * state k-1 + write k``; state k is ``norm(sum k)`` under post-norm and the sum itself
+otherwise. ``depth`` is k. A *block* groups consecutive branches, numbered from 0; state 0 belongs to block -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import RecordingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEDGER_TOLERANCE = 1e-5  # float32 sums of two terms close to about 1e-7; 1e-5 leaves room for fused kernels.
+MOST_TEXT = 10_000  # characters of a name read from a file
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a plain hook sees a tensor.
+
+    Attributes:
+        module_path: the module's dotted path; "" is the model itself.
+        side: whether the tensor enters or leaves the module.
+        position: path into the module's arguments or outputs: integers and keys; () for a bare tensor.
+        call: which of the module's calls within one forward, from 0.
+    """
+
+    module_path: str
+    side: Literal["input", "output"]
+    position: tuple[int | str, ...]
+    call: int = 0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One addend of the residual stream.
+
+    Attributes:
+        stack: index of the stack.
+        block: index of the block within the stack, from 0.
+        depth: k, the position of this branch's add in the stack, from 1.
+        kind: attention, cross_attention, mlp, moe, mixer or parallel (attention and MLP in one add).
+        placement: pre, post, double, reordered, none or unknown.
+        norm_kind: layernorm, rmsnorm, mixed or none: of all norms of this branch.
+        is_parallel: whether several branches read the same state.
+        scale: factor of the skip operand in the sum (DeepNorm's alpha; 1 otherwise).
+        module_path: the deepest module that holds the whole branch, "" when it stands in the model's own forward.
+        parameters: names of the parameters that only this branch uses.
+        output_bias: name of the bias that is added last, None where the last projection has none.
+        input_norms: paths of the norms between the state and the branch's projections.
+        output_norms: paths of the norms between the branch's last projection and the add.
+        skip_norms: paths of the norms between the sum and the next state.
+        state: where state k is seen; None where no hook sees it.
+        sum: where sum k is seen, where it differs from state k.
+        write: where the branch's write is seen, as it is added.
+        output: where the branch's last projection is seen, before norms and scales.
+        terms: where the addends of a parallel block's write are seen.
+        inputs: where the normed inputs of the branch are seen.
+        ledger_error: relative error of ``sum = scale * skip + write``, None where it could not be checked.
+    """
+
+    stack: int
+    block: int
+    depth: int
+    kind: str
+    placement: str
+    norm_kind: str
+    is_parallel: bool = False
+    scale: float = 1.0
+    module_path: str = ""
+    parameters: tuple[str, ...] = ()
+    output_bias: str | None = None
+    input_norms: tuple[str, ...] = ()
+    output_norms: tuple[str, ...] = ()
+    skip_norms: tuple[str, ...] = ()
+    state: Point | None = None
+    sum: Point | None = None
+    write: Point | None = None
+    output: Point | None = None
+    terms: tuple[Point, ...] = ()
+    inputs: tuple[Point, ...] = ()
+    ledger_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One chain of residual adds.
+
+    Attributes:
+        index: position of the stack in order of execution.
+        branches: in order of their adds.
+        start: where state 0 is seen.
+        start_parameters: parameters that state 0 is made from and no branch uses (the embeddings).
+        width: size of the stream's last axis.
+    """
+
+    index: int
+    branches: tuple[Branch, ...]
+    start: Point | None = None
+    start_parameters: tuple[str, ...] = ()
+    width: int = 0
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return 1 + max((branch.block for branch in self.branches), default=-1)
+
+    @property
+    def placement(self) -> str:
+        """The placement that all branches share, or ``mixed``."""
+        return shared((branch.placement for branch in self.branches), "unknown")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What discovery found on one model.
+
+    Attributes:
+        stacks: in order of execution.
+        problems: why the anatomy is incomplete, in sentences.
+        gains: names of the norms' gain parameters.
+        norm_biases: names of the norms' bias parameters.
+        vocabulary: size of the model's largest output axis, 0 when it is not larger than the stream's width.
+    """
+
+    stacks: tuple[Stack, ...] = ()
+    problems: tuple[str, ...] = ()
+    gains: tuple[str, ...] = ()
+    norm_biases: tuple[str, ...] = ()
+    vocabulary: int = 0
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """All branches, stack after stack."""
+        return tuple(branch for stack in self.stacks for branch in stack.branches)
+
+    @property
+    def blocks(self) -> tuple[tuple[Branch, ...], ...]:
+        """All blocks, each as the tuple of its branches."""
+        found: dict[tuple[int, int], list[Branch]] = {}
+        for branch in self.branches:
+            found.setdefault((branch.stack, branch.block), []).append(branch)
+        return tuple(tuple(branches) for branches in found.values())
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks in all stacks."""
+        return len(self.blocks)
+
+    @property
+    def n_branches(self) -> int:
+        """Number of branches in all stacks."""
+        return len(self.branches)
+
+    @property
+    def placement(self) -> str:
+        """The placement that all branches share, or ``mixed``."""
+        return shared((branch.placement for branch in self.branches), "unknown")
+
+    @property
+    def norm_kind(self) -> str:
+        """The norm kind that all branches share, or ``mixed``."""
+        return shared((branch.norm_kind for branch in self.branches), "none")
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether any block is parallel."""
+        return any(branch.is_parallel for branch in self.branches)
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether any branch ends in a bias."""
+        return any(branch.output_bias is not None for branch in self.branches)
+
+    @property
+    def ledger_error(self) -> float | None:
+        """Largest relative error of ``sum = scale * skip + write`` over all certified adds; None without one."""
+        errors = [branch.ledger_error for branch in self.branches if branch.ledger_error is not None]
+        return max(errors) if errors else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every add of every stack is certified and nothing is in doubt."""
+        certified = [b.ledger_error is not None and b.ledger_error <= LEDGER_TOLERANCE for b in self.branches]
+        return bool(certified) and all(certified) and not self.problems
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a branch, without the hook points."""
+        import pandas as pd
+
+        hidden = {"state", "sum", "write", "output", "terms", "inputs", "parameters"}
+        names = [field.name for field in fields(Branch) if field.name not in hidden]
+        rows = [{name: getattr(branch, name) for name in names} for branch in self.branches]
+        return pd.DataFrame(rows, columns=names)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that ``json`` can write and ``from_json`` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Anatomy:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            RecordingError: the value does not have the shape of an anatomy.
+        """
+        try:
+            return cls(
+                stacks=tuple(_stack(stack) for stack in value["stacks"]),
+                problems=_names(value["problems"]),
+                gains=_names(value["gains"]),
+                norm_biases=_names(value["norm_biases"]),
+                vocabulary=int(value["vocabulary"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordingError(
+                f"Expected an anatomy as Rheoscope writes it, got one that does not fit ({error!r:.200}). "
+                "Record the run again, or read it with the version that wrote it."
+            ) from error
+
+
+def shared(values: Any, empty: str) -> str:  # noqa: ANN401 - any iterable of strings
+    """Return the one value that all share, ``mixed`` if they differ, ``empty`` if there is none."""
+    found = list(dict.fromkeys(values))
+    return empty if not found else found[0] if len(found) == 1 else "mixed"
+
+
+def _stack(value: Mapping[str, Any]) -> Stack:
+    return Stack(
+        index=int(value["index"]),
+        branches=tuple(_branch(branch) for branch in value["branches"]),
+        start=_point(value["start"]),
+        start_parameters=_names(value["start_parameters"]),
+        width=int(value["width"]),
+    )
+
+
+def _branch(value: Mapping[str, Any]) -> Branch:
+    error = value["ledger_error"]
+    return Branch(
+        **{name: int(value[name]) for name in ("stack", "block", "depth")},
+        **{name: _name(value[name]) for name in ("kind", "placement", "norm_kind", "module_path")},
+        is_parallel=bool(value["is_parallel"]),
+        scale=float(value["scale"]),
+        **{name: _names(value[name]) for name in ("parameters", "input_norms", "output_norms", "skip_norms")},
+        output_bias=None if value["output_bias"] is None else _name(value["output_bias"]),
+        **{name: _point(value[name]) for name in ("state", "sum", "write", "output")},
+        terms=_points(value["terms"]),
+        inputs=_points(value["inputs"]),
+        ledger_error=None if error is None else float(error),
+    )
+
+
+def _point(value: Mapping[str, Any] | None) -> Point | None:
+    if value is None:
+        return None
+    side: Literal["input", "output"] = "input" if value["side"] == "input" else "output"
+    position = tuple(item if isinstance(item, int) else _name(item) for item in value["position"])
+    return Point(_name(value["module_path"]), side, position, int(value["call"]))
+
+
+def _points(values: Any) -> tuple[Point, ...]:  # noqa: ANN401 - unvalidated input
+    return tuple(point for value in values if (point := _point(value)) is not None)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        raise ValueError(f"a name of at most {MOST_TEXT} characters, got {value!r:.80}")
+    return value
+
+
+def _names(values: Any) -> tuple[str, ...]:  # noqa: ANN401 - unvalidated input
+    return tuple(_name(value) for value in values)

@@ -1,0 +1,142 @@
+"""Examine a model as it is: discovery, one forward and backward, and the active checks, in one recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .amplification import amplification
+from .anatomy import LEDGER_TOLERANCE, Anatomy
+from .batches import Batch, arguments, call, describe, tensors
+from .discovery import discover
+from .errors import BatchError
+from .log import Log
+from .manifest import manifest
+from .parameters import ParameterTaps, bias_rows
+from .recording import Recording
+from .schema import TABLES
+from .taps import Taps
+from .untouched import untouched
+
+LossFunction = Callable[[Any, Batch], Tensor]
+
+
+def examine(
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: LossFunction | None = None,
+    *,
+    seed: int = 0,
+    label: str = "",
+) -> Recording:
+    """Check a model once, at init or from a checkpoint: how signal and gradient flow through it on one batch.
+
+    Dropout is off. The model is left bit-identical: weights, gradients, buffers, flags, random state.
+
+    Args:
+        model: any PyTorch transformer.
+        batch: what its training loop passes: a tensor, a tuple of arguments, or a mapping of keywords.
+        loss_fn: ``loss_fn(output, batch)`` returns a scalar; by default the output's own ``loss``, or next-token
+            cross-entropy where the output holds logits for a batch of token ids.
+        seed: of the noise in the active checks.
+        label: a name for the model.
+
+    Returns:
+        A recording in memory, of one step, numbered 0.
+
+    Raises:
+        BatchError: the model rejects the batch, or no loss can be made of its output.
+        DiscoveryError: the model has no residual stream.
+    """
+    anatomy = discover(model, batch)
+    log = Log(None)
+    head = manifest(model, every=1, label=label)
+    with untouched(model, training=False):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = None
+        taps, parameters = Taps(model, anatomy, _unguarded), ParameterTaps(model, anatomy)
+        loss = _forward_backward(model, batch, loss_fn, taps)
+        parameters.before_step(snapshot=False)
+        readings = taps.take()
+        rows = {"parameters": parameters.rows()}
+        rows["activations"] = [*taps.activation_rows(readings), *bias_rows(anatomy, rows["parameters"])]
+        rows["gradient_paths"] = taps.path_rows(readings)
+        rows["identities"] = [*_ledger(anatomy), *amplification(model, batch, anatomy, seed=seed)]
+    squares = [r["n"] * r["gradient_rms"] ** 2 for r in rows["parameters"] if r["gradient_rms"] is not None]
+    rows["steps"] = [{"loss": loss, "gradient_norm": sum(squares) ** 0.5, "micro_batches": 1, "is_sampled": True}]
+    for name, found in rows.items():
+        if found:
+            columns = {column: [row.get(column) for row in found] for column in TABLES[name]}
+            if "step" in columns:
+                columns["step"] = [0] * len(found)
+            log.append(name, columns)
+    head["gradients"] = "of one backward, before any optimizer"
+    head["status"] = "closed"
+    head["not_measured"] = [*taps.layout.not_measured, *anatomy.problems]
+    return Recording(head, anatomy, log.memory())
+
+
+def _unguarded(where: str, action: Callable[[], None]) -> None:  # noqa: ARG001
+    action()
+
+
+def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, taps: Taps) -> float:
+    taps.attach()
+    try:
+        taps.begin()
+        with torch.enable_grad():
+            output = call(model, batch)
+            taps.end()
+            loss = default_loss(output, batch) if loss_fn is None else loss_fn(output, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        taps.detach()
+    return float(loss.detach())
+
+
+def default_loss(output: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - whatever the model returns
+    """Return the loss that a model's output carries, or next-token cross-entropy of its logits.
+
+    Raises:
+        BatchError: the output holds neither.
+    """
+    own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.dim() == 0:
+        return own
+    found = [tensor for _, tensor in tensors(output) if tensor.is_floating_point()]
+    scalars = [tensor for tensor in found if tensor.dim() == 0]
+    if scalars:
+        return scalars[0]
+    ids = [t for _, t in tensors(arguments(batch)) if t.dtype == torch.int64 and t.dim() == 2]
+    for logits in found:
+        for tokens in ids:
+            if logits.dim() == 3 and logits.shape[:2] == tokens.shape and int(tokens.max()) < logits.shape[-1]:
+                return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    shapes = ", ".join(describe(tensor) for tensor in found) or type(output).__name__
+    raise BatchError(
+        f"Expected an output with a scalar loss, or logits for a batch of token ids, got {shapes}. "
+        "Pass loss_fn=lambda output, batch: ... that returns a scalar."
+    )
+
+
+def _ledger(anatomy: Anatomy) -> list[dict[str, Any]]:
+    return [
+        {
+            "check": "ledger",
+            "stack": branch.stack,
+            "block": branch.block,
+            "branch": branch.kind,
+            "depth": branch.depth,
+            "observed": branch.ledger_error,
+            "expected": 0.0,
+            "tolerance": LEDGER_TOLERANCE,
+            "note": "relative error of sum = scale * skip + write, each term seen by a hook of its own",
+        }
+        for branch in anatomy.branches
+        if branch.ledger_error is not None
+    ]

@@ -1,0 +1,43 @@
+"""Say what was measured, on what, with what: the head of a recording."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from .schema import FORMAT
+
+
+def manifest(model: nn.Module, *, every: int, label: str) -> dict[str, Any]:
+    """Return the manifest of a recording of ``model`` that starts now; no arguments, paths or data of the user's."""
+    parameters = list(model.parameters())
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+    return {
+        "format": FORMAT,
+        "label": label,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "open",
+        "versions": {"rheoscope": own_version(), "torch": torch.__version__, "python": platform.python_version()},
+        "model": {
+            "class_name": type(model).__name__,
+            "n_parameters": sum(p.numel() for p in parameters),
+            "dtype": ", ".join(dtypes),
+            "device": ", ".join(sorted({p.device.type for p in parameters})),
+        },
+        "schedule": {"every": every},
+        "gradients": "as the optimizer saw them, after any clipping; not divided by a loss scale",
+        "not_measured": [],
+    }
+
+
+def own_version() -> str:
+    """Return the installed version of Rheoscope."""
+    try:
+        return version("rheoscope")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,72 @@
+"""Fix the columns of every table of a recording; the number changes when they do.
+
+History: 1 (0.1.0) first.
+"""
+
+from __future__ import annotations
+
+FORMAT = 1
+
+# Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
+STATISTICS = ("mean", "std", "rms", "absmax", "kurtosis", "zero_share", "nonfinite")
+PLACE = {"stack": "i", "block": "i", "branch": "s", "depth": "i"}
+MOMENT = {"step": "i", "micro_step": "i"}
+
+TABLES: dict[str, dict[str, str]] = {
+    "steps": {
+        "step": "i",
+        "loss": "f",
+        "n_tokens": "i",
+        "batch_id": "s",
+        "lr": "f",
+        "gradient_norm": "f",
+        "seconds": "f",
+        "micro_batches": "i",
+        "is_sampled": "b",
+    },
+    "activations": {
+        **MOMENT,
+        **PLACE,
+        "site": "s",
+        "call": "i",
+        "direction": "s",
+        "module_path": "s",
+        **dict.fromkeys(STATISTICS, "f"),
+    },
+    "gradient_paths": {
+        **MOMENT,
+        **PLACE,
+        "skip_gain": "f",
+        "skip_rms": "f",
+        "branch_rms": "f",
+        "cosine": "f",
+    },
+    "parameters": {
+        "step": "i",
+        "name": "s",
+        "stack": "i",
+        "block": "i",
+        "branch": "s",
+        "role": "s",
+        "n": "i",
+        "gradient_state": "s",
+        "weight_rms": "f",
+        "gradient_rms": "f",
+        "gradient_absmax": "f",
+        "update_rms": "f",
+        "update_ratio": "f",
+    },
+    "attention": {**MOMENT, **PLACE, "head": "i"},
+    "tokens": {**MOMENT, **PLACE},
+    "experts": {**MOMENT, **PLACE, "expert": "i"},
+    "identities": {
+        "check": "s",
+        **PLACE,
+        "observed": "f",
+        "expected": "f",
+        "tolerance": "f",
+        "note": "s",
+    },
+    "attributions": {"step": "i", **PLACE, "method": "s", "value": "f"},
+    "events": {"step": "i", "kind": "s", "sentence": "s"},
+}
