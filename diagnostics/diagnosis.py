@@ -1,0 +1,123 @@
+"""Judge a recording: every rule on its tables, root cause first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import pandas as pd
+
+from rheoscope.probes.recording import Recording
+
+from .attenuation import gradient_slope, skip_path
+from .biases import bias_share
+from .finding import SEVERITIES, Finding
+from .nonfinite import first_nonfinite
+from .residual import range_of_fp16, residual_growth
+from .tables import Tables
+from .updates import untrained, update_ratio
+
+Rule = Callable[[Tables], list[Finding]]
+RULES: tuple[Rule, ...] = (
+    first_nonfinite,
+    gradient_slope,
+    skip_path,
+    residual_growth,
+    range_of_fp16,
+    update_ratio,
+    untrained,
+    bias_share,
+)
+
+
+@dataclass(frozen=True)
+class Diagnosis(Sequence[Finding]):
+    """What the rules found, root cause first.
+
+    Attributes:
+        findings: errors before warnings before remarks; within one severity, the earliest first.
+        not_judged: what could not be judged, and why, in sentences.
+    """
+
+    findings: tuple[Finding, ...]
+    not_judged: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> str | None:
+        """The highest severity found, None without findings."""
+        return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
+
+    @property
+    def verdict(self) -> Literal["PASS", "WARN", "FAIL"]:
+        """PASS without warnings and errors, WARN with a warning, FAIL with an error."""
+        return "FAIL" if self.worst == "error" else "WARN" if self.worst == "warning" else "PASS"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a finding."""
+        names = ["code", "severity", "confidence", "block", "component", "module_path", "step", "sentence", "remedy"]
+        rows = [[getattr(finding, name) for name in names] for finding in self.findings]
+        return pd.DataFrame(rows, columns=names)
+
+    def to_json(self) -> str:
+        """Return the verdict, the findings and what was not judged, as JSON."""
+        value = {
+            "verdict": self.verdict,
+            "findings": [finding.to_json() for finding in self.findings],
+            "not_judged": list(self.not_judged),
+        }
+        return json.dumps(value, indent=1, allow_nan=False, default=str)
+
+    def __len__(self) -> int:
+        """Return the number of findings."""
+        return len(self.findings)
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Finding]: ...
+    def __getitem__(self, index: int | slice) -> Finding | Sequence[Finding]:
+        """Return one finding, or several."""
+        return self.findings[index]
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Iterate over the findings, root cause first."""
+        return iter(self.findings)
+
+
+def diagnose(recording: Recording) -> Diagnosis:
+    """Judge ``recording`` by every rule; a pure function of it.
+
+    Args:
+        recording: of a run or of a check-up.
+
+    Returns:
+        The findings, and what could not be judged and why.
+
+    Raises:
+        RecordingError: a table cannot be read.
+    """
+    tables = Tables(recording)
+    found = [finding for rule in RULES for finding in rule(tables)]
+    ranked = sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.step, f.block is None, f.block or 0))
+    return Diagnosis(tuple(ranked), tuple(_not_judged(tables)))
+
+
+def _not_judged(tables: Tables) -> Iterator[str]:
+    """Say what the recording does not hold enough of."""
+    if not len(tables.activations):
+        yield "Activations and gradients were not judged: no step was sampled."
+        return
+    if not len(tables.gradient_profile()):
+        yield "Gradient flow was not judged: no backward was recorded."
+    if tables.anatomy.n_blocks and max(stack.n_blocks for stack in tables.anatomy.stacks) < 4:
+        yield "Trends over depth were not judged: they need four blocks."
+    if not len(tables.update_ratios()):
+        yield "Updates were not judged: no optimizer step was recorded."
+    elif tables.update_ratios()["step"].max() < 10:
+        yield "Updates were not judged: the first ten steps belong to warm-up."
+    if not len(tables.bias_share().dropna()):
+        yield "Bias shares were not judged: no branch ends in a bias that a hook can tell."
+    if not len(tables.recording.table("attention")):
+        yield "Attention logits and entropy were not judged: this version does not record them."

@@ -1,0 +1,63 @@
+"""Say one thing about a run, with what it rests on and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a finding rests on.
+
+    Attributes:
+        quantity: what was measured, with its unit.
+        observed: its value.
+        expected: the value that the law, the siblings or the threshold gives; None where only a limit is known.
+        law: which law, siblings or threshold.
+        tolerance: how far the observation may lie from the expectation.
+    """
+
+    quantity: str
+    observed: float
+    expected: float | None
+    law: str
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement about a run.
+
+    Attributes:
+        code: short stable name of the rule, such as ``gradient-attenuation``.
+        severity: info, warning or error.
+        confidence: from 0 to 1; 1 for an exact identity.
+        block: index of the block it is about; None for the whole model.
+        component: which branch or part.
+        module_path: the module, "" where it is none in particular.
+        step: at which step it was first seen.
+        sentence: what is the matter, in words, with its numbers.
+        evidence: what it rests on.
+        remedy: what to do.
+        reference: where the law comes from.
+    """
+
+    code: str
+    severity: Severity
+    confidence: float
+    block: int | None
+    component: str
+    module_path: str
+    step: int
+    sentence: str
+    evidence: Evidence
+    remedy: str
+    reference: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)

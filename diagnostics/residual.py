@@ -1,0 +1,77 @@
+"""Diagnose how the residual stream grows with depth and over training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .finding import Evidence, Finding
+from .tables import Tables, block_states, slope
+from .thresholds import FP16_HEADROOM, FP16_LARGEST, LEAST_BLOCKS, RESIDUAL_SLOPE_LIMIT
+
+
+def residual_growth(tables: Tables) -> list[Finding]:
+    """Judge the growth of the stream's RMS with depth: exponential growth is a warning, anything slower a description."""
+    states = tables.state_rms()
+    found = []
+    for stack, group in block_states(states).groupby("stack"):
+        if group["block"].nunique() < LEAST_BLOCKS:
+            continue
+        step = int(group["step"].max())
+        rows = group[group["step"] == step].sort_values("block")
+        value = slope(rows["block"].to_numpy(float), rows["rms"].to_numpy(float))
+        if value is None:
+            continue
+        first, last = float(rows["rms"].iloc[0]), float(rows["rms"].iloc[-1])
+        is_ill = value > RESIDUAL_SLOPE_LIMIT
+        found.append(
+            Finding(
+                code="residual-growth",
+                severity="warning" if is_ill else "info",
+                confidence=0.8,
+                block=int(rows["block"].iloc[-1]),
+                component=f"stack {int(stack)}",
+                module_path="",
+                step=step,
+                sentence=f"The residual stream's RMS goes from {first:.3g} after the first block to {last:.3g} after the "
+                f"last ({value:+.2g} in ln RMS per block, step {step})"
+                + (": it multiplies with depth." if is_ill else "."),
+                evidence=Evidence(
+                    "slope of ln state RMS per block",
+                    value,
+                    0.0,
+                    "normed branches add energy: RMS grows like the square root of depth",
+                    RESIDUAL_SLOPE_LIMIT,
+                ),
+                remedy="Norm the branches' inputs, or scale their last projections by 1/sqrt(2 x blocks) at init."
+                if is_ill
+                else "None needed.",
+                reference="Xiong et al. 2020, Lemma 2; Sun et al. 2025 (curse of depth).",
+            )
+        )
+    return found
+
+
+def range_of_fp16(tables: Tables) -> list[Finding]:
+    """Warn where a state comes close to fp16's largest number while the model runs in fp16."""
+    if "float16" not in str(tables.recording.manifest.get("model", {}).get("dtype", "")).replace("bfloat16", ""):
+        return []
+    states = tables.state_rms()
+    peak = states["absmax"].max()
+    if not len(states) or not np.isfinite(peak) or peak < FP16_HEADROOM * FP16_LARGEST:
+        return []
+    row = states.loc[states["absmax"].idxmax()]
+    return [
+        Finding(
+            code="fp16-range",
+            severity="warning",
+            confidence=1.0,
+            block=int(row["block"]),
+            component=str(row["branch"]),
+            module_path="",
+            step=int(row["step"]),
+            sentence=f"The largest activation of the stream is {float(peak):.4g}; fp16 ends at {FP16_LARGEST:,.0f}.",
+            evidence=Evidence("largest |activation|", float(peak), None, "fp16's largest number", FP16_LARGEST),
+            remedy="Train in bf16, or keep the residual stream in float32.",
+            reference="IEEE 754 binary16.",
+        )
+    ]

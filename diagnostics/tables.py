@@ -1,0 +1,171 @@
+"""Derive from a recording's tables the quantities that rules judge and figures draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from rheoscope.probes.anatomy import Anatomy
+from rheoscope.probes.recording import Recording
+
+PLACE = ["stack", "depth", "block", "branch"]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A recording, seen as the quantities that matter; every frame is computed once and never written to."""
+
+    recording: Recording
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """What discovery found."""
+        return self.recording.anatomy
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """The steps table, by step."""
+        return self.recording.table("steps").sort_values("step", ignore_index=True)
+
+    @cached_property
+    def activations(self) -> pd.DataFrame:
+        """The activations table."""
+        return self.recording.table("activations")
+
+    @cached_property
+    def parameters(self) -> pd.DataFrame:
+        """The parameters table."""
+        return self.recording.table("parameters")
+
+    @cached_property
+    def gradient_paths(self) -> pd.DataFrame:
+        """The gradient_paths table."""
+        return self.recording.table("gradient_paths")
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """The events table."""
+        return self.recording.table("events")
+
+    @cached_property
+    def identities(self) -> pd.DataFrame:
+        """The identities table."""
+        return self.recording.table("identities")
+
+    @cached_property
+    def sampled_steps(self) -> list[int]:
+        """Steps with activations, in order."""
+        return sorted({int(step) for step in self.activations["step"].unique()})
+
+    def sites(self, site: str, direction: str = "forward") -> pd.DataFrame:
+        """Return step, place, rms, absmax, nonfinite of one site, the micro-batches joined.
+
+        The RMS over micro-batches of equal size is the root of the mean of squares; absmax is the largest.
+        """
+        chosen = self.activations
+        chosen = chosen[(chosen["site"] == site) & (chosen["direction"] == direction)]
+        joined = chosen.assign(energy=chosen["rms"] ** 2).groupby(["step", *PLACE], as_index=False, sort=True)
+        frame = joined.agg(energy=("energy", "mean"), absmax=("absmax", "max"), nonfinite=("nonfinite", "sum"))
+        return frame.assign(rms=np.sqrt(frame["energy"])).drop(columns="energy")
+
+    def state_rms(self) -> pd.DataFrame:
+        """Return step, place, rms of every state: the residual stream by depth."""
+        return self.sites("state")
+
+    def gradient_profile(self) -> pd.DataFrame:
+        """Return step, place, rms of the loss's gradient with respect to every state."""
+        return self.sites("state", "backward")
+
+    def paths(self) -> pd.DataFrame:
+        """Return step, place, skip_gain, skip_rms, branch_rms, cosine, the micro-batches averaged."""
+        values = ["skip_gain", "skip_rms", "branch_rms", "cosine"]
+        return self.gradient_paths.groupby(["step", *PLACE], as_index=False, sort=True)[values].mean()
+
+    def skip_transmission(self) -> pd.DataFrame:
+        """Return step, place, transmission: the gradient's gain along the skip path from the last state to state k.
+
+        The row of depth k is the product of ``skip_gain`` over the adds k+1 to K; 1 at the last state. State 0, the
+        embedding, is the row of depth 0. Missing where one of the gains is.
+        """
+        frames = [pd.DataFrame(columns=["step", *PLACE, "transmission"])]
+        for (step, stack), group in self.paths().groupby(["step", "stack"]):
+            ordered = group.sort_values("depth")
+            gains = ordered["skip_gain"].to_numpy(dtype=float)
+            whole = np.append(np.cumprod(gains[::-1])[::-1], 1.0)
+            places = {
+                "step": step,
+                "stack": stack,
+                "depth": [0, *ordered["depth"]],
+                "block": [-1, *ordered["block"]],
+                "branch": ["embedding", *ordered["branch"]],
+            }
+            frames.append(pd.DataFrame({**places, "transmission": whole}))
+        return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+
+    def block_transmission(self) -> pd.DataFrame:
+        """Return step, stack, transmission from the last state to the first block's first state (the embedding apart)."""
+        found = self.skip_transmission()
+        first = found[found["depth"] == 1]
+        return first[["step", "stack", "transmission"]].reset_index(drop=True)
+
+    def bias_share(self) -> pd.DataFrame:
+        """Return step, place, bias_share: energy of the last projection's bias over energy of the branch's output."""
+        bias = self.sites("bias")[["step", *PLACE, "rms"]]
+        output = self.sites("branch_output")[["step", *PLACE, "rms"]]
+        both = bias.merge(output, on=["step", *PLACE], suffixes=("_bias", "_output"))
+        energy = both["rms_output"] ** 2
+        share = (both["rms_bias"] ** 2 / energy.where(energy > 0)).clip(upper=None)
+        return both[["step", *PLACE]].assign(bias_share=share)
+
+    def bias_gradient_share(self) -> pd.DataFrame:
+        """Return step, stack, block, share: energy of the bias gradients over that of all gradients of the block."""
+        inside = self.parameters[(self.parameters["block"] >= 0) & self.parameters["gradient_rms"].notna()]
+        energy = inside["n"] * inside["gradient_rms"] ** 2
+        is_bias = inside["role"].isin(["bias", "norm_bias"])
+        summed = inside.assign(energy=energy, bias=energy.where(is_bias, 0.0))
+        frame = summed.groupby(["step", "stack", "block"], as_index=False)[["energy", "bias"]].sum()
+        share = frame["bias"] / frame["energy"].where(frame["energy"] > 0)
+        return frame[["step", "stack", "block"]].assign(share=share)
+
+    def update_ratios(self) -> pd.DataFrame:
+        """Return step, stack, block, ratio: update RMS over weight RMS of the block's weight matrices together."""
+        rows = self.parameters
+        chosen = rows[(rows["block"] >= 0) & (rows["role"] == "weight") & rows["update_rms"].notna()]
+        energies = chosen.assign(
+            update=chosen["n"] * chosen["update_rms"] ** 2, weight=chosen["n"] * chosen["weight_rms"] ** 2
+        )
+        frame = energies.groupby(["step", "stack", "block"], as_index=False)[["update", "weight"]].sum()
+        ratio = np.sqrt(frame["update"] / frame["weight"].where(frame["weight"] > 0))
+        return frame[["step", "stack", "block"]].assign(ratio=ratio)
+
+    def embedding_gradient(self) -> pd.DataFrame:
+        """Return step, rms of the gradient of the embedding tables (parameters, not states)."""
+        rows = self.parameters
+        chosen = rows[(rows["role"] == "embedding") & rows["gradient_rms"].notna()]
+        summed = chosen.assign(energy=chosen["n"] * chosen["gradient_rms"] ** 2).groupby("step", as_index=False)
+        frame = summed[["energy", "n"]].sum()
+        return frame[["step"]].assign(rms=np.sqrt(frame["energy"] / frame["n"]))
+
+    def identity(self, check: str, stack: int = 0) -> float | None:
+        """Return the observed value of one active check, None where it was not made."""
+        rows = self.identities
+        found = rows[(rows["check"] == check) & (rows["stack"] == stack)]["observed"].dropna()
+        return float(found.iloc[-1]) if len(found) else None
+
+
+def slope(depths: np.ndarray, values: np.ndarray) -> float | None:
+    """Return the least-squares slope of ln ``values`` over ``depths``; None with fewer than two positive values."""
+    good = np.isfinite(values) & (values > 0)
+    if good.sum() < 2 or np.ptp(depths[good]) == 0:
+        return None
+    return float(np.polyfit(depths[good], np.log(values[good]), 1)[0])
+
+
+def block_states(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of block outputs alone: the last state of each block, without the embedding's."""
+    inside = frame[frame["block"] >= 0]
+    keys = [key for key in ("step", "stack", "block") if key in inside]
+    return inside.sort_values("depth").groupby(keys, as_index=False).last()

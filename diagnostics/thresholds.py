@@ -1,0 +1,38 @@
+"""Every number that a reader might doubt, with its source and reason."""
+
+from __future__ import annotations
+
+# Gradient RMS by block, slope of its natural logarithm per block over block states (the embedding left out).
+# Healthy pre-norm models at init lie between -0.05 and 0.00 (closed form, width 256-4096, depth 6-48, GPT-2 and Xavier
+# init); a norm-free stack at Xavier init loses or gains about 0.3 a block. 0.5 a block is a factor of 148 over ten blocks.
+GRADIENT_SLOPE_LIMIT = 0.5
+# The same, with a measured recording: below ten blocks a slope is also judged by its total, a factor of 1,000,
+# beyond which bf16's 8 bits and Adam's epsilon 1e-8 beside gradients of 1e-5 begin to matter.
+GRADIENT_TOTAL_LIMIT = 1e3
+
+# Skip transmission below this is reported: at 12 Xavier post-norm blocks it is about 0.016, at 6 about 0.22.
+SKIP_TRANSMISSION_LOW = 0.1
+
+# Residual stream: slope of ln RMS per block. Pre-norm grows at most like the square root of depth; a stack that doubles
+# its RMS every block (0.69) reaches fp16's largest number, 65,504, within 16 blocks of unit scale.
+RESIDUAL_SLOPE_LIMIT = 0.69
+FP16_LARGEST = 65_504.0
+# Warn at a quarter of it: one block may double it, and one outlier channel exceeds the RMS by far.
+FP16_HEADROOM = 0.25
+
+# Update RMS over weight RMS of a weight matrix. About 1e-3 is a common rule of thumb (Karpathy, micrograd lectures);
+# warm-up from a small init exceeds it, so only ten per cent of the weight in one step, well after the start, is a warning.
+UPDATE_RATIO_HIGH = 0.1
+UPDATE_RATIO_LOW = 1e-7
+UPDATE_JUDGED_AFTER = 10  # steps: Adam's second moment and a warm-up have settled by then or are the finding of others
+UPDATE_SIBLINGS = 20.0  # times the median of the same parameter's siblings in other blocks
+
+# Bias share of a branch's output: energy of the last bias over energy of the output. PaLM and Llama drop biases for
+# stability (Chowdhery et al. 2022, section 2); no limit is published. Above one half the branch says the same at every token.
+BIAS_SHARE_NOTED = 0.1
+BIAS_SHARE_HIGH = 0.5
+
+# Siblings: one block's gradient RMS against the log-linear trend of the others, in natural-log units. Healthy sibling
+# norms differ by up to 43x in first and last blocks; inner blocks of ten Hugging Face architectures stay within 3x (1.1).
+SIBLING_GAP = 3.0
+LEAST_BLOCKS = 4  # below this a slope has no degrees of freedom to speak of
