@@ -73,7 +73,9 @@ def skip_path(tables: Tables) -> list[Finding]:
         first, last = rows.iloc[0], rows.iloc[-1]
         value = float(first["transmission"])
         is_low = value < SKIP_TRANSMISSION_LOW
-        placement = tables.anatomy.stacks[int(stack)].placement if int(stack) < len(tables.anatomy.stacks) else "unknown"
+        placement = (
+            tables.anatomy.stacks[int(stack)].placement if int(stack) < len(tables.anatomy.stacks) else "unknown"
+        )
         if is_low:
             sentence = (
                 f"The identity path is damped: along the skips alone {value:.2g} of the gradient's RMS reaches the first "
@@ -85,7 +87,9 @@ def skip_path(tables: Tables) -> list[Finding]:
                 f"({placement}-norm)."
             )
         else:
-            sentence = f"Along the skips alone {value:.3g} of the gradient's RMS reaches the first block ({placement}-norm)."
+            sentence = (
+                f"Along the skips alone {value:.3g} of the gradient's RMS reaches the first block ({placement}-norm)."
+            )
         if len(rows) > 1:
             sentence += f" At step {int(last['step'])} it is {float(last['transmission']):.2g}."
         found.append(
@@ -105,7 +109,9 @@ def skip_path(tables: Tables) -> list[Finding]:
                     "product of the Jacobian gains of norms and scales on the stream",
                     SKIP_TRANSMISSION_LOW,
                 ),
-                remedy="Use warm-up and a small learning rate, DeepNorm's scaling, or pre-norm." if is_low else "None needed.",
+                remedy="Use warm-up and a small learning rate, DeepNorm's scaling, or pre-norm."
+                if is_low
+                else "None needed.",
                 reference="He et al. 2016 (identity mappings); Xiong et al. 2020, Lemma 3.",
             )
         )

@@ -18,10 +18,14 @@ def bias_share(tables: Tables) -> list[Finding]:
     value, first = float(row["bias_share"]), float(shares[shares["step"] == shares["step"].min()]["bias_share"].max())
     others = last["bias_share"].median()
     severity = "warning" if value > BIAS_SHARE_HIGH and value > 4 * others else "info"
-    grows = f", up from {first:.2g} at step {int(shares['step'].min())}" if last_step > int(shares["step"].min()) else ""
+    grows = (
+        f", up from {first:.2g} at step {int(shares['step'].min())}" if last_step > int(shares["step"].min()) else ""
+    )
     judged = (
-        "the branch says mostly the same at every token" if value > BIAS_SHARE_HIGH
-        else "worth watching" if value > BIAS_SHARE_NOTED
+        "the branch says mostly the same at every token"
+        if value > BIAS_SHARE_HIGH
+        else "worth watching"
+        if value > BIAS_SHARE_NOTED
         else "small"
     )
     return [

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pandas as pd
-
 from rheoscope.probes.errors import DiagnosisError
 from rheoscope.probes.recording import Recording
 
@@ -106,7 +105,10 @@ class Comparison:
             given = recording.manifest.get("theory")
             tables = Tables(recording)
             state, profile = first_step(tables.state_rms()), first_step(tables.gradient_profile())
-            energy, last = first(state[state["depth"] == 0]["rms"]), first(profile.sort_values("depth")["rms"].iloc[::-1])
+            energy, last = (
+                first(state[state["depth"] == 0]["rms"]),
+                first(profile.sort_values("depth")["rms"].iloc[::-1]),
+            )
             known = {f.name for f in fields(Start)} - {"energy"}
             if not isinstance(given, dict) or energy is None or last is None or not set(given) <= known:
                 continue
@@ -134,7 +136,9 @@ def compare(recordings: Mapping[str, Recording], *, at_init: Mapping[str, Record
         )
     unknown = sorted(set(at_init or {}) - set(recordings))
     if unknown:
-        raise DiagnosisError(f"Expected at_init for labels among {list(recordings)}, got {unknown}. Use the same labels.")
+        raise DiagnosisError(
+            f"Expected at_init for labels among {list(recordings)}, got {unknown}. Use the same labels."
+        )
     return Comparison(dict(recordings), dict(at_init or {}))
 
 

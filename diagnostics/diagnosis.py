@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 import pandas as pd
-
 from rheoscope.probes.recording import Recording
 
 from .attenuation import gradient_slope, skip_path

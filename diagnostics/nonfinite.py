@@ -23,7 +23,9 @@ def first_nonfinite(tables: Tables) -> list[Finding]:
     chosen = _first(forward, ascending=True) if len(forward) else _first(at, ascending=False)
     direction = "activation" if len(forward) else "gradient"
     block, depth = int(chosen["block"]), int(chosen["depth"])
-    where = "the embedding's output" if block < 0 else f"the {chosen['site']} of block {block}'s {chosen['branch']} branch"
+    where = (
+        "the embedding's output" if block < 0 else f"the {chosen['site']} of block {block}'s {chosen['branch']} branch"
+    )
     where = where.replace("_", " ")
     return [
         Finding(
@@ -36,7 +38,9 @@ def first_nonfinite(tables: Tables) -> list[Finding]:
             step=step,
             sentence=f"The first {direction} that is not finite is {where} (depth {depth}, step {step}, "
             f"{int(chosen['nonfinite']):,} values): whatever made it stands at or just before this place.",
-            evidence=Evidence("elements that are not finite", float(chosen["nonfinite"]), 0.0, "a sound run has none", 0.0),
+            evidence=Evidence(
+                "elements that are not finite", float(chosen["nonfinite"]), 0.0, "a sound run has none", 0.0
+            ),
             remedy="Look at this module's input and weights first; what comes after it only carries the value on."
             if direction == "activation"
             else "Gradients overflow before activations do: lower the loss scale, or clip; look at this branch's backward.",

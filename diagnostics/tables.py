@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 

@@ -79,7 +79,9 @@ def untrained(tables: Tables) -> list[Finding]:
             module_path=str(first["name"]),
             step=int(first["step"]),
             sentence=f"{len(names)} parameters never received a gradient: {shown}.",
-            evidence=Evidence("parameters without a gradient", float(len(names)), 0.0, "every trainable one receives one"),
+            evidence=Evidence(
+                "parameters without a gradient", float(len(names)), 0.0, "every trainable one receives one"
+            ),
             remedy="Fine if they are frozen on purpose; otherwise look for a detach, or for an input without gradients.",
         )
     ]

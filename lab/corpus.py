@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
 from rheoscope.probes.errors import LabError
+from torch import Tensor
 
 SIZE = 2_000_000  # bytes that are read, of about 12 MB
 HELD_OUT = 0.1  # share at the end that is kept apart

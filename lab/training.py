@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.recording import Recording
+from torch import Tensor, nn
 
 OnStep = Callable[[int], None]
 Forward = Callable[[nn.Module, Tensor], Tensor]

@@ -74,7 +74,9 @@ class Block(nn.Module):
         before, after = placement in ("pre", "double"), placement in ("double", "reordered")
         self.attention_in, self.mlp_in = (norm(architecture) if before else nn.Identity() for _ in range(2))
         self.attention_out, self.mlp_out = (norm(architecture) if after else nn.Identity() for _ in range(2))
-        self.attention_post, self.mlp_post = (norm(architecture) if placement == "post" else nn.Identity() for _ in range(2))
+        self.attention_post, self.mlp_post = (
+            norm(architecture) if placement == "post" else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the next state of the stream, (batch, position, width)."""

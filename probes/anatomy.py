@@ -225,7 +225,7 @@ class Anatomy:
             ) from error
 
 
-def shared(values: Any, empty: str) -> str:  # noqa: ANN401 - any iterable of strings
+def shared(values: Any, empty: str) -> str:
     """Return the one value that all share, ``mixed`` if they differ, ``empty`` if there is none."""
     found = list(dict.fromkeys(values))
     return empty if not found else found[0] if len(found) == 1 else "mixed"
@@ -265,7 +265,7 @@ def _point(value: Mapping[str, Any] | None) -> Point | None:
     return Point(_name(value["module_path"]), side, position, int(value["call"]))
 
 
-def _points(values: Any) -> tuple[Point, ...]:  # noqa: ANN401 - unvalidated input
+def _points(values: Any) -> tuple[Point, ...]:
     return tuple(point for value in values if (point := _point(value)) is not None)
 
 
@@ -275,5 +275,5 @@ def _name(value: object) -> str:
     return value
 
 
-def _names(values: Any) -> tuple[str, ...]:  # noqa: ANN401 - unvalidated input
+def _names(values: Any) -> tuple[str, ...]:
     return tuple(_name(value) for value in values)

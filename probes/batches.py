@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .errors import BatchError
 
 
-
 @dataclass(frozen=True)
 class Arguments:
     """Positional and keyword arguments of one call of a model."""
@@ -45,7 +44,7 @@ def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model returns
+def call(model: nn.Module, batch: Batch) -> Any:
     """Return ``model(batch)``.
 
     Raises:
@@ -57,7 +56,9 @@ def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the 
     except BatchError:
         raise
     except Exception as error:
-        given = ", ".join([*(describe(value) for value in positional), *(f"{k}={describe(v)}" for k, v in keywords.items())])
+        given = ", ".join(
+            [*(describe(value) for value in positional), *(f"{k}={describe(v)}" for k, v in keywords.items())]
+        )
         raise BatchError(
             f"Expected a batch that the model accepts, got ({given}), on which its forward raised "
             f"{type(error).__name__}: {str(error)[:300]}. Pass a batch as the training loop does, on the model's device."
@@ -89,7 +90,7 @@ def tensors(value: object, position: tuple[int | str, ...] = ()) -> Iterator[tup
             yield from tensors(getattr(value, name, None), (*position, name))
 
 
-def at(value: Any, position: tuple[int | str, ...]) -> Tensor | None:  # noqa: ANN401 - nested outputs
+def at(value: Any, position: tuple[int | str, ...]) -> Tensor | None:
     """Return the tensor at ``position`` of a nested value, None where there is none."""
     for item in position:
         try:

@@ -99,7 +99,7 @@ def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | No
     return float(loss.detach())
 
 
-def default_loss(output: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - whatever the model returns
+def default_loss(output: Any, batch: Batch) -> Tensor:
     """Return the loss that a model's output carries, or next-token cross-entropy of its logits.
 
     Raises:

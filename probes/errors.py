@@ -1,14 +1,14 @@
 """Name every error that Rheoscope raises; each message says what was expected, what came, what to do.
 
-    RheoscopeError
-    ├── BatchError          the batch does not fit the model
-    ├── DiscoveryError      no residual stream was found
-    ├── ProbeError          the probe cannot measure what it was asked to
-    ├── RecordingError      a recording cannot be written or read
-    │   └── RecordingExistsError   the folder already holds one
-    ├── DiagnosisError      a recording cannot be judged
-    ├── ReportError         a report cannot be written
-    └── LabError            an experiment or an architecture is contradictory
+RheoscopeError
+├── BatchError          the batch does not fit the model
+├── DiscoveryError      no residual stream was found
+├── ProbeError          the probe cannot measure what it was asked to
+├── RecordingError      a recording cannot be written or read
+│   └── RecordingExistsError   the folder already holds one
+├── DiagnosisError      a recording cannot be judged
+├── ReportError         a report cannot be written
+└── LabError            an experiment or an architecture is contradictory
 """
 
 

@@ -65,7 +65,7 @@ class Hooked:
     def _after(self, path: str, points: list[Point]) -> Callable[..., None]:
         leaving = [point for point in points if point.side == "output"]
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG001
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
             for point in leaving:
                 if point.call == self._calls.get(path):
                     tensor = at(output, point.position)

@@ -105,7 +105,7 @@ class Log:
         """Return the tables appended so far, of a log without a folder."""
         return {name: pa.Table.from_batches(batches) for name, batches in self._batches.items()}
 
-    def _stream(self, name: str, folder: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
+    def _stream(self, name: str, folder: Path) -> Any:
         if name not in self._sinks:
             sink = pa.OSFile(str(folder / f"{name}.{self._segment:04d}.arrow"), "wb")
             options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -128,7 +128,9 @@ def compact(folder: Path, name: str) -> None:
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             for batches in _groups(read_batches(folder, name)):
-                writer.write_table(pa.Table.from_batches(batches, SCHEMAS[name]).replace_schema_metadata(schema.metadata))
+                writer.write_table(
+                    pa.Table.from_batches(batches, SCHEMAS[name]).replace_schema_metadata(schema.metadata)
+                )
         os.replace(partial, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -178,7 +180,7 @@ def _stream_batches(path: Path, name: str) -> Iterator[Any]:
             yield batch
 
 
-def _expect_schema(schema: Any, name: str, path: Path) -> None:  # noqa: ANN401 - pyarrow has no types
+def _expect_schema(schema: Any, name: str, path: Path) -> None:
     if not schema.remove_metadata().equals(SCHEMAS[name]):
         raise RecordingError(
             f"Expected the columns {SCHEMAS[name].names} in {str(path)!r}, got {schema.names[:40]}. "

@@ -69,8 +69,12 @@ class Probe:
             model.register_forward_hook(self._forward_ends, always_call=True),
         ]
         if optimizer is not None:
-            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._guard("optimizer", self._before_step)))
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._guard("optimizer", self._after_step)))
+            self._handles.append(
+                optimizer.register_step_pre_hook(lambda *_: self._guard("optimizer", self._before_step))
+            )
+            self._handles.append(
+                optimizer.register_step_post_hook(lambda *_: self._guard("optimizer", self._after_step))
+            )
         self._write_manifest()
 
     def __enter__(self) -> Self:
@@ -101,9 +105,7 @@ class Probe:
             return Recording.load(self._log.folder)
         return Recording(self._manifest, self.anatomy or Anatomy(), self._log.memory())
 
-    def step(
-        self, loss: Tensor | float | None = None, *, batch_id: object = None, n_tokens: int | None = None
-    ) -> None:
+    def step(self, loss: Tensor | float | None = None, *, batch_id: object = None, n_tokens: int | None = None) -> None:
         """Close one optimizer step: call it after ``optimizer.step()``, once, whatever the number of micro-batches.
 
         Args:
@@ -224,7 +226,9 @@ class Probe:
 
     def _flush(self) -> None:
         losses = [float("nan") if loss is None else loss for loss in self._losses]
-        values = torch.stack([torch.as_tensor(x).to(torch.float64).reshape(()) for x in losses]).tolist() if losses else []
+        values = (
+            torch.stack([torch.as_tensor(x).to(torch.float64).reshape(()) for x in losses]).tolist() if losses else []
+        )
         for row, given, value in zip(self._steps, self._losses, values, strict=True):
             row["loss"] = None if given is None else value
         self._write("steps", self._steps, step=None)
@@ -347,7 +351,11 @@ def _learning_rate(optimizer: Optimizer | None) -> float | None:
     if optimizer is None or not optimizer.param_groups:
         return None
     rate = optimizer.param_groups[0].get("lr")
-    return float(rate) if isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.device.type == "cpu") else None
+    return (
+        float(rate)
+        if isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.device.type == "cpu")
+        else None
+    )
 
 
 def _norm(parameter_rows: list[dict[str, Any]]) -> float | None:

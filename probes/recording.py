@@ -158,7 +158,7 @@ class Recording:
         return self._tables[name].select(columns).to_batches() if name in self._tables else ()
 
 
-def _mask(batch: Any, steps: int | range | slice | Iterable[int]) -> Any:  # noqa: ANN401 - pyarrow has no types
+def _mask(batch: Any, steps: int | range | slice | Iterable[int]) -> Any:
     """Return which rows of ``batch`` belong to ``steps``."""
     column = batch.column("step")
     if isinstance(steps, int):

@@ -211,7 +211,9 @@ def _path_sums(gradient: Tensor, skip: Tensor, scale: float) -> Tensor:
     total = gradient.detach().reshape(-1).to(wide)
     part = skip.reshape(-1).to(wide)
     count = torch.full((), total.numel(), dtype=wide, device=total.device)
-    return torch.stack([count, scale * torch.dot(total, part), scale**2 * torch.dot(part, part), torch.dot(total, total)])
+    return torch.stack(
+        [count, scale * torch.dot(total, part), scale**2 * torch.dot(part, part), torch.dot(total, total)]
+    )
 
 
 def _parts(sums: list[float]) -> dict[str, float | None] | None:

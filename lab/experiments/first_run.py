@@ -7,14 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-
+from rheoscope.lab.architecture import Architecture
+from rheoscope.lab.corpus import batches
+from rheoscope.lab.training import train
+from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.recording import Recording
-
-from ..architecture import Architecture
-from ..corpus import batches
-from ..training import train
-from ..transformer import ReferenceTransformer
+from torch import Tensor, nn
 
 N_STEPS = 100
 WIDTH, N_BLOCKS, N_HEADS, CONTEXT, BATCH, LR = 192, 6, 6, 128, 8, 1e-3
@@ -57,7 +55,13 @@ def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=256, n_positions=CONTEXT, n_embd=WIDTH, n_layer=N_BLOCKS, n_head=N_HEADS, bos_token_id=0, eos_token_id=0
+        vocab_size=256,
+        n_positions=CONTEXT,
+        n_embd=WIDTH,
+        n_layer=N_BLOCKS,
+        n_head=N_HEADS,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model: nn.Module = GPT2LMHeadModel(config)
     return model

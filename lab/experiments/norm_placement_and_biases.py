@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
-
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.tables import Tables
+from rheoscope.lab.architecture import Architecture
+from rheoscope.lab.corpus import batches
+from rheoscope.lab.training import train
+from rheoscope.lab.transformer import ReferenceTransformer, theory_of
 from rheoscope.probes.check_up import examine
 from rheoscope.probes.recording import Recording
+from torch import Tensor
 
-from ..architecture import Architecture
-from ..corpus import batches
-from ..training import train
-from ..transformer import ReferenceTransformer, theory_of
 from .first_run import reference_loss
 
 N_STEPS, BATCH, LR = 60, 4, 1e-3
@@ -106,7 +105,11 @@ def report(on_progress: OnProgress | None, done: int, total: int, text: str) -> 
 def _examined(cell: Variant, n_blocks: int, tokens: Tensor) -> Recording:
     architecture = replace(cell.architecture, n_blocks=n_blocks)
     recording = examine(ReferenceTransformer(architecture, seed=0), tokens, label=f"{cell.label}, at init")
-    recording.manifest |= {"group": cell.group, "variant": cell.name, "theory": theory_of(architecture, tokens.shape[1])}
+    recording.manifest |= {
+        "group": cell.group,
+        "variant": cell.name,
+        "theory": theory_of(architecture, tokens.shape[1]),
+    }
     return recording
 
 

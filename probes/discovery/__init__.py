@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["discover"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+def __getattr__(name: str) -> Any:
     if name == "discover":
         from .dissect import discover
 

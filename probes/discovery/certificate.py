@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
+from rheoscope.probes.anatomy import Point, Stack
+from rheoscope.probes.batches import Batch, call
+from rheoscope.probes.hooked import Hooked
 from torch import Tensor, nn
-
-from ..anatomy import Point, Stack
-from ..batches import Batch, call
-from ..hooked import Hooked
 
 SAMPLE = 65_536  # elements of each tensor that are compared
 

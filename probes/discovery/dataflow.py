@@ -27,7 +27,9 @@ VIEWS = frozenset(
     "slice narrow chunk split unbind cpu cuda positive identity get_T get_mT get_data overlap".split()
 )
 PICKS = frozenset("index_select gather roll flip nan_to_num clamp clip masked_fill where".split())
-DROPOUTS = frozenset("dropout native_dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout bernoulli".split())
+DROPOUTS = frozenset(
+    "dropout native_dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout bernoulli".split()
+)
 NORMS = {"layer_norm": "layernorm", "native_layer_norm": "layernorm", "rms_norm": "rmsnorm", "normalize": "rmsnorm"}
 ADDS = frozenset("add iadd radd".split())
 PRODUCTS = frozenset("mul imul rmul multiply".split())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rheoscope.probes.anatomy import LEDGER_TOLERANCE, Anatomy, Branch, Point, Stack
+from rheoscope.probes.batches import Batch
+from rheoscope.probes.errors import DiscoveryError
+from rheoscope.probes.untouched import untouched
 from torch import nn
 
-from ..anatomy import LEDGER_TOLERANCE, Anatomy, Branch, Point, Stack
-from ..batches import Batch
-from ..errors import DiscoveryError
-from ..untouched import untouched
 from . import branches
 from .certificate import captured, ledger_errors
 from .dataflow import Dataflow
@@ -76,7 +76,9 @@ def _stack(flow: Dataflow, plan: Plan, stream: Stream, index: int, trainable: se
         for depth, (link, block) in enumerate(zip(stream.links, numbers, strict=True), start=1)
     )
     names = flow.trace.parameters
-    start_parameters = tuple(name for value, name in names.items() if name in trainable and flow.reaches(value, stream.start))
+    start_parameters = tuple(
+        name for value, name in names.items() if name in trainable and flow.reaches(value, stream.start)
+    )
     return Stack(index, made, plan.of_state(stream.start), start_parameters, width)
 
 
@@ -167,7 +169,9 @@ def _problem(branch: Branch, error: float | None) -> str | None:
             for name, point in (("state", branch.state), ("write", branch.write or (branch.terms or None)))
             if point is None
         ]
-        why = f"no module shows its {' and '.join(hidden)}" if hidden else "its terms differ in layout or are not finite"
+        why = (
+            f"no module shows its {' and '.join(hidden)}" if hidden else "its terms differ in layout or are not finite"
+        )
         return f"The add of {where} is not certified: {why}."
     if branch.placement == "unknown":
         return f"The norm placement of {where} is not settled by its dataflow."

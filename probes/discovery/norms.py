@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from rheoscope.probes.batches import floating
 from torch import Tensor, nn
-
-from ..batches import floating
 
 _SCALE, _SHIFT = 7.0, 2.5
 _CLOSE = 1e-2  # of the output's mean magnitude: covers eps, and bf16's resolution

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from ..anatomy import Point
+from rheoscope.probes.anatomy import Point
+
 from .dataflow import Dataflow
 
 

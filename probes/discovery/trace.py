@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from rheoscope.probes.batches import Batch, call, tensors
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from ..batches import Batch, call, tensors
 
 Key = tuple[int, int, int, int]
 Position = tuple[int | str, ...]
@@ -102,7 +101,7 @@ class _Recorder:
         for name, tensor in named:
             self.trace.parameters.setdefault(self._value(tensor), name)
 
-    def operation(self, name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def operation(self, name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run one torch call and write down what it read and made."""
         given = [tensor for _, tensor in tensors((tuple(args), kwargs))]
         with torch._C.DisableTorchFunction():
@@ -140,7 +139,7 @@ class _Recorder:
             self.trace.calls.append(found)
             self._stack.append(found)
 
-    def left(self, path: str, output: Any) -> None:  # noqa: ANN401 - whatever the module returns
+    def left(self, path: str, output: Any) -> None:
         """Write down the end of a module call; values that appeared unseen become one opaque operation."""
         with torch._C.DisableTorchFunction():
             self._clock += 1
@@ -203,8 +202,8 @@ class _Mode(TorchFunctionMode):
         self._recorder = recorder
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None  # noqa: ANN401, ARG002
-    ) -> Any:  # noqa: ANN401
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = getattr(func, "__name__", str(func))
         if name in _SILENT:
             return func(*args, **(kwargs or {}))

@@ -1,0 +1,67 @@
+"""Show how signal and gradient flow through any PyTorch transformer.
+
+    measure -> keep -> judge -> show
+
+``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
+``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``write_report`` writes one HTML file.
+Names load when they are used, so that reading a recording never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rheoscope.diagnostics.comparison import Comparison, compare
+    from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
+    from rheoscope.diagnostics.finding import Finding
+    from rheoscope.probes.anatomy import Anatomy
+    from rheoscope.probes.check_up import examine
+    from rheoscope.probes.discovery.dissect import discover
+    from rheoscope.probes.errors import RheoscopeError
+    from rheoscope.probes.recorder import Probe, attach
+    from rheoscope.probes.recording import Recording
+    from rheoscope.reports.page import write_report
+
+__all__ = [
+    "Anatomy",
+    "Comparison",
+    "Diagnosis",
+    "Finding",
+    "Probe",
+    "Recording",
+    "RheoscopeError",
+    "attach",
+    "compare",
+    "diagnose",
+    "discover",
+    "examine",
+    "write_report",
+]
+
+_HOMES = {
+    "Anatomy": "probes.anatomy",
+    "Comparison": "diagnostics.comparison",
+    "Diagnosis": "diagnostics.diagnosis",
+    "Finding": "diagnostics.finding",
+    "Probe": "probes.recorder",
+    "Recording": "probes.recording",
+    "RheoscopeError": "probes.errors",
+    "attach": "probes.recorder",
+    "compare": "diagnostics.comparison",
+    "diagnose": "diagnostics.diagnosis",
+    "discover": "probes.discovery.dissect",
+    "examine": "probes.check_up",
+    "write_report": "reports.page",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"rheoscope.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Show: figures, page, terminal. Nothing here computes."""
