@@ -1,1 +1,1 @@
-"""Show: figures, page, terminal. Nothing here computes."""
+"""Show: figures, page, terminal. Nothing here computes, and nothing here imports torch."""

@@ -2,6 +2,52 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
+import typer
+from rheoscope.probes.errors import RecordingError, RheoscopeError
+
+from . import check, compare, demo, report
+
+USAGE_ERROR, UNREADABLE = 2, 3
+
+app = typer.Typer(
+    name="rheoscope",
+    help="Show how signal and gradient flow through a PyTorch transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (demo.demo, report.report, compare.compare, check.check):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rheoscope {version('rheoscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Show how signal and gradient flow through a PyTorch transformer."""
+
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; exit 2 on a wrong use, 3 on a recording that cannot be read."""
+    try:
+        app()
+    except RecordingError as error:
+        typer.echo(f"rheoscope: {error}", err=True)
+        sys.exit(UNREADABLE)
+    except RheoscopeError as error:
+        typer.echo(f"rheoscope: {error}", err=True)
+        sys.exit(USAGE_ERROR)

@@ -1,1 +1,57 @@
-"""Show: figures, page, terminal. Nothing here computes."""
+"""List the charts of a report, section by section: a new chart is one file and one line here."""
+
+from __future__ import annotations
+
+from . import bias_terms, biases, gradient_flow, placements, profiles, residual_stream, steps, updates
+from .chart import ComparisonChart, RunChart
+
+RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
+    (
+        "gradient-flow",
+        "Gradient flow",
+        "How the gradient comes back down the stream: along the skips, through the branches, at every state and step.",
+        (
+            gradient_flow.skip_transmission,
+            gradient_flow.gradient_by_depth,
+            gradient_flow.gradient_heatmap,
+            gradient_flow.gradient_paths,
+        ),
+    ),
+    (
+        "residual-stream",
+        "Residual stream",
+        "How large the stream is on its way up, and what each branch adds to it.",
+        (residual_stream.state_by_depth, residual_stream.state_heatmap, residual_stream.writes_by_depth),
+    ),
+    (
+        "biases",
+        "Biases",
+        "What the bias terms contribute to the writes, and what part of the gradient goes into them.",
+        (biases.bias_share, biases.bias_gradient_share),
+    ),
+    ("updates", "Updates", "How far the optimizer moves each block.", (updates.update_ratio,)),
+    ("the-run-itself", "The run", "", (steps.loss_and_norms,)),
+)
+
+COMPARISON_SECTIONS: tuple[tuple[str, str, str, tuple[ComparisonChart, ...]], ...] = (
+    (
+        "placement",
+        "What norm placement does",
+        "What a norm on the stream costs is the identity path, so that comes first; the full gradient follows below.",
+        (placements.skip_transmission, placements.amplification, placements.gradient_shares),
+    ),
+    (
+        "profiles",
+        "Signal and gradient by depth",
+        "Measured at init, the closed form over it where the assumptions of one hold.",
+        (profiles.state_rms, profiles.gradient_rms),
+    ),
+    (
+        "biases",
+        "What bias terms do",
+        "Biases start at zero, so that a variant with them and one without are the same model at init: what they do shows "
+        "in training.",
+        (bias_terms.bias_share_in_training, bias_terms.bias_share_by_depth, bias_terms.bias_gradient_share),
+    ),
+    ("training", "Training", "", (bias_terms.losses,)),
+)

@@ -1,0 +1,100 @@
+"""Hold a comparison with its tables opened once, and the style in which each variant is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+from rheoscope.diagnostics.comparison import Comparison
+from rheoscope.diagnostics.tables import Tables
+
+from .theme import PALETTE, number, plain
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one variant looks in every chart: its colour, dash and marker, and the name in the legend."""
+
+    name: str
+    colour: str
+    dash: str
+    symbol: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison, seen by the charts."""
+
+    comparison: Comparison
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row a variant."""
+        return self.comparison.summary()
+
+    @cached_property
+    def runs(self) -> dict[str, Tables]:
+        """The training runs' tables, by label."""
+        return {label: Tables(recording) for label, recording in self.comparison.recordings.items()}
+
+    @cached_property
+    def starts(self) -> dict[str, Tables]:
+        """The check-ups' tables at init, by label; the run's own where there is no check-up."""
+        comparison = self.comparison
+        return {
+            label: Tables(comparison.at_init[label]) if label in comparison.at_init else self.runs[label]
+            for label in comparison.labels
+        }
+
+    @cached_property
+    def predictions(self) -> dict[str, pd.DataFrame]:
+        """The closed-form predictions at init, by label, where there are any."""
+        return self.comparison.predictions()
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """What several variants share, in order of appearance: one panel of a chart each."""
+        return list(dict.fromkeys(self.comparison.group(label) for label in self.comparison.labels))
+
+    def members(self, group: str) -> Iterator[tuple[str, Style]]:
+        """Yield the labels of a group with their styles."""
+        for label in self.comparison.labels:
+            if self.comparison.group(label) == group:
+                yield label, self.styles[label]
+
+    @cached_property
+    def styles(self) -> dict[str, Style]:
+        """Colour by placement and dash by biases where that tells the variants of a group apart, else colour by order."""
+        rows = self.summary.set_index("label")
+        placements = list(dict.fromkeys(rows["placement"]))
+        pairs = rows.groupby("group")[["placement", "has_biases"]].apply(lambda group: not group.duplicated().any())
+        if len(placements) > 1 and bool(pairs.all()):
+            return {
+                str(label): Style(
+                    self.comparison.variant(str(label)),
+                    PALETTE[placements.index(row["placement"]) % len(PALETTE)],
+                    "solid" if row["has_biases"] else "dot",
+                    "circle" if row["has_biases"] else "circle-open",
+                )
+                for label, row in rows.iterrows()
+            }
+        variants = list(dict.fromkeys(self.comparison.variant(label) for label in self.comparison.labels))
+        return {
+            label: Style(variant, PALETTE[variants.index(variant) % len(PALETTE)], "solid", "circle")
+            for label in self.comparison.labels
+            for variant in [self.comparison.variant(label)]
+        }
+
+    def by_placement(self, column: str) -> str:
+        """Return the medians of a column of the summary by norm placement, group after group, in words."""
+        rows = self.summary.dropna(subset=[column])
+        parts = []
+        for group in self.groups:
+            inside = rows[rows["group"] == group]
+            names = list(dict.fromkeys(inside["placement"]))
+            values = [(name, float(inside[inside["placement"] == name][column].median())) for name in names]
+            text = ", ".join(f"{number(value)} under {name}-norm" for name, value in values)
+            parts.append(f"{text} ({plain(group)})" if group else text)
+        return "; ".join(parts)

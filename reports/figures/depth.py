@@ -1,0 +1,112 @@
+"""Draw a quantity over the depth of the stack, as lines at a few steps or as a heatmap over all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from rheoscope.reports.theme import PALETTE, SEQUENTIAL, axis, figure, number, plain, plot_text, settled
+
+from .chart import MOST_COLUMNS, MOST_LINES, chosen
+
+
+def place_name(stack: int, block: int, branch: str, *, n_stacks: int = 1) -> str:
+    """Return what a reader calls a place of the stream."""
+    where = "embedding" if block < 0 else f"block {block} {plain(branch)}".strip()
+    return where if n_stacks == 1 else f"stack {stack}: {where}"
+
+
+def n_stacks(frame: pd.DataFrame) -> int:
+    """Return how many stacks a frame speaks of."""
+    return int(frame["stack"].nunique()) if len(frame) else 0
+
+
+def lines_over_depth(frame: pd.DataFrame, column: str, y: str, *, log_y: bool = True) -> go.Figure:
+    """Return one line a stack and step, first step to last, at most six steps; hovering names the place.
+
+    Args:
+        frame: columns step, stack, depth, block, branch and ``column``.
+        column: what is drawn.
+        y: title of the axis, with its unit.
+        log_y: whether the axis is logarithmic; values of 0 are then drawn nowhere and stay in the table.
+    """
+    drawn = figure(x="depth: residual adds passed", y=y, log_y=log_y)
+    steps = chosen(sorted({int(step) for step in frame["step"]}), MOST_LINES)
+    stacks = sorted({int(stack) for stack in frame["stack"]})
+    for stack in stacks:
+        for index, step in enumerate(steps):
+            rows = frame[(frame["step"] == step) & (frame["stack"] == stack)].sort_values("depth")
+            if not len(rows):
+                continue
+            names = [
+                place_name(stack, int(b), str(k), n_stacks=len(stacks)) for b, k in rows[["block", "branch"]].values
+            ]
+            drawn.add_trace(
+                go.Scatter(
+                    x=rows["depth"].tolist(),
+                    y=finite(rows[column]),
+                    name=f"step {step}" if len(stacks) == 1 else f"stack {stack}, step {step}",
+                    mode="lines+markers",
+                    line={"color": PALETTE[index % len(PALETTE)], "dash": "solid" if stack == stacks[0] else "dash"},
+                    marker={"size": 6},
+                    text=[plot_text(name) for name in names],
+                    hovertemplate="%{text}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
+                )
+            )
+    return settled(drawn)
+
+
+def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", log: bool = True) -> go.Figure:
+    """Return a heatmap, depth (or block) by step; colours are of the decimal logarithm where ``log``.
+
+    A value that is not finite is drawn as a grey cell with a cross; nothing was recorded where the ground shows.
+    """
+    steps = chosen(sorted({int(step) for step in frame["step"]}), MOST_COLUMNS)
+    shown = frame[frame["step"].isin(steps)]
+    many = n_stacks(shown)
+    keys = ["stack", by, *(["block", "branch"] if by == "depth" else [])]
+    rows = shown[keys].drop_duplicates(["stack", by]).sort_values(["stack", by])
+    labels = [
+        place_name(int(row["stack"]), int(row["block"]), str(row.get("branch", "")), n_stacks=many)
+        for row in rows.to_dict("records")
+    ]
+    grid = shown.pivot_table(index=["stack", by], columns="step", values=column, aggfunc="mean", dropna=False)
+    grid = grid.reindex(index=pd.MultiIndex.from_frame(rows[["stack", by]]), columns=steps)
+    values = grid.to_numpy(dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        colours = np.where(values > 0, np.log10(values), np.nan) if log else values
+    colours = np.where(np.isfinite(colours), colours, np.nan)
+    drawn = figure(x="step", height=max(280, min(900, 120 + 18 * len(labels))))
+    drawn.add_trace(
+        go.Heatmap(
+            x=[str(step) for step in steps],
+            y=[plot_text(label) for label in labels],
+            z=[[None if np.isnan(v) else float(v) for v in row] for row in colours],
+            customdata=[[number(float(v)) for v in row] for row in values],
+            colorscale=SEQUENTIAL,
+            colorbar={"title": {"text": plot_text(f"log₁₀ {unit}" if log else unit), "side": "right"}, "thickness": 12},
+            hovertemplate="%{y}, step %{x}<br>%{customdata}<extra></extra>",
+            xgap=1 if len(steps) < 60 else 0,
+            ygap=1 if len(labels) < 60 else 0,
+        )
+    )
+    ill = [(str(steps[j]), plot_text(labels[i])) for i, j in np.argwhere(np.isinf(values))]
+    if ill:
+        drawn.add_trace(
+            go.Scatter(
+                x=[x for x, _ in ill],
+                y=[y for _, y in ill],
+                mode="markers",
+                marker={"symbol": "x", "color": PALETTE[1], "size": 9},
+                name="not finite",
+                hovertemplate="%{y}, step %{x}<br>not finite<extra></extra>",
+            )
+        )
+    drawn.update_yaxes(**axis(""), type="category", nticks=min(len(labels), 30))
+    drawn.update_xaxes(type="category", nticks=min(len(steps), 12))
+    return drawn
+
+
+def finite(values: pd.Series) -> list[float | None]:
+    """Return the values with None where one is missing or not finite."""
+    return [float(v) if np.isfinite(v) else None for v in values.astype(float)]

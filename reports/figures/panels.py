@@ -1,0 +1,71 @@
+"""Draw one panel a group of variants side by side, on one shared scale, each variant in its own style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rheoscope.reports.compared import Compared, Style
+from rheoscope.reports.theme import axis, figure, plot_text, settled
+
+from .depth import finite
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel: a frame with an x and a y column, and how it is drawn."""
+
+    frame: pd.DataFrame
+    x: str
+    y: str
+    is_theory: bool = False
+
+
+Lines = Callable[[str], Iterable[Line]]
+
+
+def panels(compared: Compared, lines: Lines, *, x: str, y: str, log_y: bool = False, log_x: bool = False) -> go.Figure:
+    """Return one panel a group; ``lines(label)`` gives what is drawn for a variant. Theory is thin and unmarked."""
+    groups = compared.groups
+    titles = [plot_text(group) for group in groups] if any(groups) else None
+    made = make_subplots(rows=1, cols=len(groups), shared_yaxes="all", subplot_titles=titles, horizontal_spacing=0.04)
+    drawn = go.Figure(made).update_layout(figure(height=430).layout)
+    seen: set[str] = set()
+    for column, group in enumerate(groups, start=1):
+        predicted: set[str] = set()
+        for label, style in compared.members(group):
+            for line in lines(label):
+                if line.is_theory and style.colour in predicted:
+                    continue  # the closed form knows no biases: one line a colour
+                predicted |= {style.colour} if line.is_theory else set()
+                trace = _trace(line, style, seen)
+                drawn.add_trace(trace, row=1, col=column)
+        drawn.update_xaxes(**axis(x, log=log_x), row=1, col=column)
+        drawn.update_yaxes(**axis(y if column == 1 else "", log=log_y), row=1, col=column)
+    drawn.update_layout(legend={"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0}, margin={"t": 40, "b": 110})
+    return settled(drawn)
+
+
+def _trace(line: Line, style: Style, seen: set[str]) -> go.Scatter:
+    name = "closed form, in the variant's colour" if line.is_theory else style.name
+    is_new = name not in seen
+    seen.add(name)
+    return go.Scatter(
+        x=line.frame[line.x].tolist(),
+        y=finite(line.frame[line.y]),
+        name=plot_text(name),
+        legendgroup=plot_text(name),
+        showlegend=is_new,
+        mode="lines" if line.is_theory or len(line.frame) > 60 else "lines+markers",
+        line={
+            "color": style.colour,
+            "dash": "dash" if line.is_theory else style.dash,
+            "width": 1 if line.is_theory else 2,
+        },
+        # Two variants that coincide stay visible: the open marker is larger than the filled one inside it.
+        marker={"symbol": style.symbol, "size": 10 if style.symbol.endswith("open") else 6, "color": style.colour},
+        hovertemplate="%{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
+    )

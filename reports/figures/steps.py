@@ -1,0 +1,54 @@
+"""Show the run itself: loss, gradient norm and learning rate over the steps."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rheoscope.diagnostics.tables import Tables
+from rheoscope.reports.theme import PALETTE, axis, figure, number
+
+from .chart import Chart, chosen
+from .depth import finite
+
+MOST_POINTS = 2_000
+_ROWS = (("loss", "loss", False), ("gradient_norm", "gradient norm", True), ("lr", "learning rate", False))
+
+
+def loss_and_norms(tables: Tables) -> Chart:
+    """Draw loss, gradient norm and learning rate over the steps, one above the other."""
+    frame = tables.steps
+    key, title = "the-run", "Loss, gradient norm and learning rate"
+    reading = "The gradient norm is of the whole gradient, as the optimizer saw it, on sampled steps."
+    losses = frame["loss"].dropna()
+    if len(frame) < 2:
+        return Chart(key, title, reading, absent="A check-up is one step; there is no run to draw.", table=frame)
+    present = [(column, label, log) for column, label, log in _ROWS if frame[column].notna().any()]
+    if not present:
+        return Chart(key, title, reading, absent="No loss was passed to probe.step, and no optimizer to attach.")
+    shared = make_subplots(rows=len(present), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    drawn = go.Figure(shared).update_layout(figure(height=150 + 130 * len(present)).layout)
+    kept = chosen(list(range(len(frame))), MOST_POINTS)
+    thin = frame.iloc[kept]
+    for row, (column, label, log) in enumerate(present, start=1):
+        rows = thin if column == "loss" else frame.dropna(subset=[column]).iloc[: MOST_POINTS * 4]
+        drawn.add_trace(
+            go.Scatter(
+                x=rows["step"].tolist(),
+                y=finite(rows[column]),
+                name=label,
+                mode="lines" if len(rows) > 60 else "lines+markers",
+                marker={"size": 5},
+                line={"color": PALETTE[row - 1], "width": 1.5},
+                showlegend=False,
+                hovertemplate=f"step %{{x}}<br>{label} %{{y:.5g}}<extra></extra>",
+            ),
+            row=row,
+            col=1,
+        )
+        drawn.update_yaxes(**axis(label, log=log), row=row, col=1)
+        drawn.update_xaxes(**axis("step" if row == len(present) else ""), row=row, col=1)
+    if len(losses):
+        title = f"The loss goes from {number(float(losses.iloc[0]))} to {number(float(losses.iloc[-1]))}"
+    if len(frame) > MOST_POINTS:
+        reading += f" Of {len(frame):,} steps {len(kept):,}, evenly spread, are drawn."
+    return Chart(key, title, reading, drawn, table=frame)
