@@ -43,15 +43,15 @@ def amplification(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int
             moved[point] += float((state - still[point]).square().mean()) / EPSILON**2 / N_DRAWS
     rows = []
     for stack in anatomy.stacks:
-        point = points[stack.index]
-        if point is None or point not in still:
+        last_point = points[stack.index]
+        if last_point is None or last_point not in still:
             continue
         last = stack.branches[-1]
         place = {"stack": stack.index, "block": last.block, "branch": last.kind, "depth": last.depth}
-        size = float(still[point].square().mean())
+        size = float(still[last_point].square().mean())
         note = f"{len(weights)} weight matrices, noise {EPSILON:g} of their std, {N_DRAWS} draws"
-        rows.append(place | {"check": "amplification", "observed": moved[point], "note": note})
-        relative = moved[point] / size if size > 0 else None
+        rows.append(place | {"check": "amplification", "observed": moved[last_point], "note": note})
+        relative = moved[last_point] / size if size > 0 else None
         rows.append(place | {"check": "relative_amplification", "observed": relative, "note": note})
     return rows
 

@@ -243,14 +243,15 @@ def _stack(value: Mapping[str, Any]) -> Stack:
 
 def _branch(value: Mapping[str, Any]) -> Branch:
     error = value["ledger_error"]
+    plain: dict[str, Any] = {name: int(value[name]) for name in ("stack", "block", "depth")}
+    plain |= {name: _name(value[name]) for name in ("kind", "placement", "norm_kind", "module_path")}
+    plain |= {name: _names(value[name]) for name in ("parameters", "input_norms", "output_norms", "skip_norms")}
+    plain |= {name: _point(value[name]) for name in ("state", "sum", "write", "output")}
     return Branch(
-        **{name: int(value[name]) for name in ("stack", "block", "depth")},
-        **{name: _name(value[name]) for name in ("kind", "placement", "norm_kind", "module_path")},
+        **plain,
         is_parallel=bool(value["is_parallel"]),
         scale=float(value["scale"]),
-        **{name: _names(value[name]) for name in ("parameters", "input_norms", "output_norms", "skip_norms")},
         output_bias=None if value["output_bias"] is None else _name(value["output_bias"]),
-        **{name: _point(value[name]) for name in ("state", "sum", "write", "output")},
         terms=_points(value["terms"]),
         inputs=_points(value["inputs"]),
         ledger_error=None if error is None else float(error),

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import RecordingError, RecordingExistsError
-from .schema import TABLES
+from .schema import MOST_TEXT, TABLES
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 64 * 2**20  # bytes; an anatomy of 1,000 blocks takes about 4 MB
@@ -47,7 +47,7 @@ class Log:
         self._segment = 0
         if folder is None:
             return
-        if (folder / MANIFEST).exists() and not resume:
+        if not resume and _holds_recording(folder):
             raise RecordingExistsError(
                 f"Expected a folder without a recording, got {str(folder)!r}, which holds one. "
                 "Pass resume=True to continue it, or another folder."
@@ -58,7 +58,10 @@ class Log:
             raise RecordingError(
                 f"Expected a folder that can be written, got {str(folder)!r} ({error}). Pass another folder."
             ) from error
-        self._segment = 1 + max((_number(path) for path in folder.glob("*.arrow")), default=-1)
+        # A name that a Parquet file holds is spent: a segment under it would count as compacted.
+        spent = [path.name for path in folder.glob("*.arrow")]
+        spent += [segment for name in TABLES for segment in _held(folder / f"{name}.parquet")]
+        self._segment = 1 + max(map(_number, spent), default=-1)
 
     def append(self, name: str, columns: Mapping[str, Sequence[Any] | Any]) -> None:
         """Add rows to table ``name``; a column that is not given is null. On return they are with the system."""
@@ -92,13 +95,18 @@ class Log:
                 partial.unlink()
 
     def close(self) -> None:
-        """End the streams and compact them; where that fails the streams stay and are read as they are."""
-        for writer, sink in self._sinks.values():
-            writer.close()
-            sink.close()
-        names, self._sinks = list(self._sinks), {}
+        """End the streams and compact them; where that fails the streams stay and are read as they are.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        sinks, self._sinks = self._sinks, {}
+        with contextlib.ExitStack() as ends:
+            for writer, sink in sinks.values():
+                ends.callback(sink.close)
+                ends.callback(writer.close)
         if self.folder is not None:
-            for name in names:
+            for name in sinks:
                 compact(self.folder, name)
 
     def memory(self) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def compact(folder: Path, name: str) -> None:
                 writer.write_table(
                     pa.Table.from_batches(batches, SCHEMAS[name]).replace_schema_metadata(schema.metadata)
                 )
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
@@ -150,7 +158,10 @@ def read_batches(folder: Path, name: str, columns: Sequence[str] | None = None) 
         if target.is_file():
             with pq.ParquetFile(target) as file:
                 _expect_schema(file.schema_arrow, name, target)
-                yield from file.iter_batches(ROWS_A_GROUP, columns=columns)
+                for batch in file.iter_batches(ROWS_A_GROUP, columns=columns):
+                    batch.validate(full=True)
+                    _expect_short(batch, target)
+                    yield batch
         for path in _segments(folder, name):
             for batch in _stream_batches(path, name):
                 yield batch if columns is None else batch.select(list(columns))
@@ -177,6 +188,7 @@ def _stream_batches(path: Path, name: str) -> Iterator[Any]:
             except (pa.ArrowInvalid, OSError):
                 return
             batch.validate(full=True)
+            _expect_short(batch, path)
             yield batch
 
 
@@ -186,6 +198,16 @@ def _expect_schema(schema: Any, name: str, path: Path) -> None:
             f"Expected the columns {SCHEMAS[name].names} in {str(path)!r}, got {schema.names[:40]}. "
             "Read it with the version of Rheoscope that wrote it."
         )
+
+
+def _expect_short(batch: Any, path: Path) -> None:
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        longest = pc.max(pc.binary_length(column)).as_py() if pa.types.is_string(field.type) else None
+        if longest is not None and longest > MOST_TEXT:
+            raise RecordingError(
+                f"Expected texts of at most {MOST_TEXT} bytes in column {field.name!r} of {str(path)!r}, got one of "
+                f"{longest}. Rheoscope did not write this file; do not trust it."
+            )
 
 
 def _groups(batches: Iterator[Any]) -> Iterator[list[Any]]:
@@ -199,6 +221,13 @@ def _groups(batches: Iterator[Any]) -> Iterator[list[Any]]:
         yield group
 
 
+def _holds_recording(folder: Path) -> bool:
+    """Return whether ``folder`` holds a manifest, or tables that lost theirs."""
+    return (folder / MANIFEST).exists() or any(
+        (folder / f"{name}.parquet").exists() or _segments(folder, name) for name in TABLES
+    )
+
+
 def _segments(folder: Path, name: str) -> list[Path]:
     held = set(_held(folder / f"{name}.parquet"))
     return sorted(path for path in folder.glob(f"{name}.[0-9]*.arrow") if path.name not in held)
@@ -210,10 +239,11 @@ def _held(target: Path) -> list[str]:
     try:
         metadata = pq.read_schema(target).metadata or {}
         return [str(name) for name in json.loads(metadata.get(SEGMENTS_KEY, b"[]"))]
-    except (pa.ArrowException, ValueError):
+    except (pa.ArrowException, ValueError, TypeError):
         return []
 
 
-def _number(path: Path) -> int:
-    middle = path.name.split(".")[-2]
-    return int(middle) if middle.isdigit() else -1
+def _number(name: str) -> int:
+    """Return the number of a segment, -1 for any other name."""
+    middle = name.split(".")[-2:-1]
+    return int(middle[0]) if middle and middle[0].isdecimal() and len(middle[0]) < 10 else -1

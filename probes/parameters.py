@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy
-from .statistics import ABSMAX, COUNT, SECOND, power_sums
+from .statistics import ABSMAX, SECOND, power_sums
 
-_WEIGHT, _GRADIENT, _PEAK, _UPDATE, _HAS_GRADIENT = range(5)
+_WEIGHT, _GRADIENT, _PEAK, _UPDATE = range(4)
 
 
 class ParameterTaps:
@@ -23,19 +23,23 @@ class ParameterTaps:
         self._places = _places(anatomy)
         self._roles = _roles(anatomy, {name: p.dim() for name, p in self._parameters})
         self._sums: Tensor | None = None
+        self._has_gradient: list[bool] = []
         self._before: list[Tensor] = []
 
     def before_step(self, *, snapshot: bool) -> None:
         """Read weights and gradients; keep a copy of the weights when ``snapshot``, for the update's size."""
         rows = []
         self._before = []
+        self._has_gradient = [parameter.grad is not None for _, parameter in self._parameters]
         for _, parameter in self._parameters:
             weight = power_sums(parameter)
             gradient = parameter.grad
-            known = gradient is not None and gradient.layout == torch.strided
-            found = power_sums(gradient) if known and gradient is not None else torch.zeros_like(weight)
+            if gradient is not None and gradient.layout != torch.strided:
+                # Of an embedding with sparse=True; what is not stored is zero.
+                gradient = gradient.coalesce().values()
+            found = torch.zeros_like(weight) if gradient is None else power_sums(gradient)
             update = torch.full_like(weight[0], torch.nan)
-            rows.append(torch.stack([weight[SECOND], found[SECOND], found[ABSMAX], update, found[COUNT]]))
+            rows.append(torch.stack([weight[SECOND], found[SECOND], found[ABSMAX], update]))
             if snapshot:
                 self._before.append(parameter.detach().clone())
         self._sums = torch.stack([row.to(rows[0].device) for row in rows]) if rows else None
@@ -45,18 +49,18 @@ class ParameterTaps:
         if self._sums is None or not self._before:
             return
         for row, ((_, parameter), before) in enumerate(zip(self._parameters, self._before, strict=True)):
-            self._sums[row, _UPDATE] = power_sums(parameter.detach() - before)[SECOND]
+            wide = before.dtype if before.device.type == "mps" else torch.float64
+            self._sums[row, _UPDATE] = power_sums(parameter.detach().to(wide) - before.to(wide))[SECOND]
         self._before = []
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the parameters table, one copy to the host; empty where nothing was read."""
         if self._sums is None:
             return []
-        table, self._sums = self._sums.to("cpu", torch.float64).tolist(), None
+        table, self._sums = self._sums.cpu().tolist(), None
         rows = []
-        for (name, parameter), sums in zip(self._parameters, table, strict=True):
+        for (name, parameter), sums, has_gradient in zip(self._parameters, table, self._has_gradient, strict=True):
             n = max(1, parameter.numel())
-            has_gradient = sums[_HAS_GRADIENT] > 0
             stack, block, branch = self._places.get(name, (-1, -1, ""))
             weight, update = math.sqrt(sums[_WEIGHT] / n), math.sqrt(sums[_UPDATE] / n)
             rows.append(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from .anatomy import Anatomy
 from .errors import RecordingError, RecordingExistsError
 from .log import MANIFEST, MANIFEST_LIMIT, SCHEMAS, Log, read_batches
-from .schema import FORMAT, TABLES
+from .schema import FORMAT, MOST_TEXT, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,7 @@ class Recording:
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise RecordingError(
                 f"Expected JSON in {str(path)!r}, got {str(error)[:200]}. Restore the file from a copy."
             ) from error
@@ -70,7 +71,19 @@ class Recording:
             raise RecordingError(
                 f"Expected recording format {FORMAT}, got {found!r:.80}. Read it with the version that wrote it."
             )
-        return cls(manifest, Anatomy.from_json(manifest.get("anatomy", {})), {}, folder)
+        label = manifest.setdefault("label", "")
+        if not isinstance(label, str) or len(label) > MOST_TEXT:
+            raise RecordingError(
+                f"Expected a label of at most {MOST_TEXT} characters in {str(path)!r}, got {label!r:.80}. "
+                "Rheoscope did not write this file; do not trust it."
+            )
+        try:
+            anatomy = Anatomy.from_json(manifest.get("anatomy", {}))
+        except OverflowError as error:
+            raise RecordingError(
+                f"Expected finite numbers in the anatomy of {str(path)!r}, got {error}. Restore the file from a copy."
+            ) from error
+        return cls(manifest, anatomy, {}, folder)
 
     @classmethod
     def from_tables(
@@ -161,17 +174,22 @@ class Recording:
 def _mask(batch: Any, steps: int | range | slice | Iterable[int]) -> Any:
     """Return which rows of ``batch`` belong to ``steps``."""
     column = batch.column("step")
-    if isinstance(steps, int):
-        return pc.equal(column, steps)
-    if isinstance(steps, slice):
-        mask = pc.greater_equal(column, steps.start or 0)
-        if steps.stop is not None:
-            mask = pc.and_(mask, pc.less(column, steps.stop))
-        if steps.step not in (None, 1):
-            chosen = pc.subtract(column, pc.multiply(pc.divide(column, steps.step), steps.step))
-            mask = pc.and_(mask, pc.equal(chosen, (steps.start or 0) % steps.step))
+    if isinstance(steps, slice | range):
+        start, stop, stride = steps.start or 0, steps.stop, 1 if steps.step is None else steps.step
+        if stride < 1 or start < 0 or (stop is not None and stop < 0):
+            raise RecordingError(
+                f"Expected a range of steps that counts up from 0 or later, got {steps}. Steps are numbered from 0; "
+                "pass their numbers."
+            )
+        mask = pc.greater_equal(column, start)
+        if stop is not None:
+            mask = pc.and_(mask, pc.less(column, stop))
+        if stride > 1:
+            offset = pc.subtract(column, start)
+            mask = pc.and_(mask, pc.equal(offset, pc.multiply(pc.divide(offset, stride), stride)))
         return mask
-    return pc.is_in(column, value_set=pa.array(list(steps), pa.int64()))
+    wanted = [steps] if isinstance(steps, SupportsIndex) else list(steps)
+    return pc.is_in(column, value_set=pa.array([index(step) for step in wanted], pa.int64()))
 
 
 __all__ = ["Recording", "RecordingError", "RecordingExistsError"]

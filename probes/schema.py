@@ -6,6 +6,7 @@ History: 1 (0.1.0) first.
 from __future__ import annotations
 
 FORMAT = 1
+MOST_TEXT = 10_000  # bytes of one text in a table: no name or sentence is longer
 
 # Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
 STATISTICS = ("mean", "std", "rms", "absmax", "kurtosis", "zero_share", "nonfinite")

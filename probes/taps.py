@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,15 +21,27 @@ from .statistics import COUNT, N_SUMS, SECOND, power_sums, statistics
 
 # Columns of a row of path sums: elements, <state gradient, skip gradient>, |skip gradient|^2, |state gradient|^2.
 N_PATHS = 4
+MOST_READINGS = 64  # forwards measured in one step; more are not
 Guard = Callable[[str, Callable[[], None]], None]
 
 
 @dataclass
 class Reading:
-    """The sums of one micro-batch: rows of points forward, then the same backward; and of the adds' two paths."""
+    """What one forward and its backward gave.
+
+    Attributes:
+        sums: rows of points forward, then of the same backward.
+        paths: a row an add: the two paths by which its gradient reaches the state before.
+        held: add -> the gradient that went down its skip path and has not arrived yet, and the skip's scale.
+        came_back: points whose gradient has been seen.
+        is_repeated: whether some gradient came back twice; the last one counts.
+    """
 
     sums: Tensor
     paths: Tensor
+    held: dict[int, tuple[Tensor, float]] = field(default_factory=dict)
+    came_back: set[int] = field(default_factory=set)
+    is_repeated: bool = False
 
 
 class Taps:
@@ -47,9 +59,10 @@ class Taps:
         self._guard = guard
         self._hooked: Hooked | None = None
         self._is_open = False
+        self._flowing: Reading | None = None  # whose gradient came last: what checkpointing recomputes belongs to it
+        self._on_leaves: list[Any] = []
         self._rows = {point: row for row, point in enumerate(self.layout.points)}
         self._paths = _paths(anatomy)
-        self._held: dict[int, tuple[Tensor, float]] = {}
 
     @property
     def is_attached(self) -> bool:
@@ -67,43 +80,67 @@ class Taps:
             self._hooked.remove()
             self._hooked = None
         self._is_open = False
+        self._release()
 
-    def begin(self) -> None:
-        """Start a micro-batch: the next forward is measured into a new reading."""
-        if self._hooked is None:
-            return
+    def begin(self) -> bool:
+        """Start a micro-batch: the next forward is measured into a new reading; return whether there is room."""
+        self._flowing = None
+        if self._hooked is None or len(self.readings) >= MOST_READINGS:
+            return False
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         wide = torch.float32 if device.type == "mps" else torch.float64
         n_points = len(self.layout.points)
         # Outside inference mode, or the buffers could not be written later.
         with torch.inference_mode(False):
             sums = torch.zeros(2 * n_points, N_SUMS, dtype=wide, device=device)
-            paths = torch.zeros(max(1, len(self._paths)), N_PATHS, dtype=wide, device=device)
+            paths = torch.zeros(max(1, self.anatomy.n_branches), N_PATHS, dtype=wide, device=device)
         self.readings.append(Reading(sums, paths))
         self._hooked.restart()
-        self._held.clear()
         self._is_open = True
+        return True
 
-    def end(self) -> None:
-        """End the forward: module calls until the next ``begin`` are somebody else's."""
+    def end(self, *, failed: bool = False) -> None:
+        """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten."""
+        if failed and self._is_open:
+            self.readings.pop()
         self._is_open = False
 
     def take(self) -> list[Reading]:
         """Return the readings since the last call, and forget them."""
         readings, self.readings = self.readings, []
-        self._held.clear()
+        for reading in readings:
+            reading.held.clear()
+        self._release()
         return readings
 
+    def _release(self) -> None:
+        self._flowing = None
+        for handle in self._on_leaves:
+            handle.remove()
+        self._on_leaves.clear()
+
     def _see(self, point: Point, tensor: Tensor) -> None:
-        if tensor.is_floating_point() and self.readings and (self._is_open or is_recomputing()):
-            self._guard("forward", lambda: self._measure(point, tensor, self.readings[-1]))
+        if not tensor.is_floating_point():
+            return
+        reading = self._flowing or (self.readings[-1] if self.readings else None)
+        if is_recomputing():
+            # Before the first gradient of a backward the latest forward is meant, unless its gradients are all back.
+            if reading is not None and (self._flowing is not None or not reading.came_back):
+                self._guard("forward", lambda: self._await_gradient(point, tensor, reading))
+        elif self._is_open and reading is not None:
+            self._guard("forward", lambda: self._measure(point, tensor, reading))
 
     def _measure(self, point: Point, tensor: Tensor, reading: Reading) -> None:
-        row = self._rows[point]
-        if not is_recomputing():
-            reading.sums[row] = power_sums(tensor)
+        reading.sums[self._rows[point]] = power_sums(tensor)
+        self._await_gradient(point, tensor, reading)
+
+    def _await_gradient(self, point: Point, tensor: Tensor, reading: Reading) -> None:
         if tensor.requires_grad:
-            tensor.register_hook(self._backward(point, row + len(self._rows), reading))
+            hook = self._backward(point, self._rows[point] + len(self._rows), reading)
+            handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+            if tensor.is_leaf:
+                # Lives as long as its parameter, unlike an activation.
+                self._on_leaves.append(handle)
 
     def _backward(self, point: Point, row: int, reading: Reading) -> Callable[[Tensor], None]:
         """Return a hook for the gradient at ``point``; it closes over rows and buffers, never over the activation."""
@@ -117,20 +154,23 @@ class Taps:
     def _measure_gradient(
         self, gradient: Tensor, row: int, arriving: int | None, leaving: tuple[int, float] | None, reading: Reading
     ) -> None:
+        self._flowing = reading
+        reading.is_repeated |= row in reading.came_back
+        reading.came_back.add(row)
         reading.sums[row] = power_sums(gradient)
-        if arriving is not None and arriving in self._held:
-            skip, scale = self._held.pop(arriving)
+        if arriving is not None and arriving in reading.held:
+            skip, scale = reading.held.pop(arriving)
             if skip.shape == gradient.shape:
                 reading.paths[arriving] = _path_sums(gradient, skip, scale)
         if leaving is not None:
             # The engine never adds in place to a gradient that somebody holds.
-            self._held[leaving[0]] = (gradient.detach(), leaving[1])
+            reading.held[leaving[0]] = (gradient.detach(), leaving[1])
 
     def activation_rows(self, readings: list[Reading]) -> list[dict[str, Any]]:
         """Return the rows of the activations table; this is the one copy to the host."""
         rows = []
         for micro_step, reading in enumerate(readings):
-            sums = reading.sums.to("cpu", torch.float64)
+            sums = reading.sums.cpu().to(torch.float64)
             columns = {name: values.tolist() for name, values in statistics(sums).items()}
             counts = sums[:, COUNT].tolist()
             for offset, direction in ((0, "forward"), (len(self._rows), "backward")):
@@ -155,8 +195,8 @@ class Taps:
         """Return the rows of the gradient_paths table."""
         rows = []
         for micro_step, reading in enumerate(readings):
-            sums = reading.sums.to("cpu", torch.float64).tolist()
-            paths = reading.paths.to("cpu", torch.float64).tolist()
+            sums = reading.sums.cpu().to(torch.float64).tolist()
+            paths = reading.paths.cpu().tolist()
             for index, branch in enumerate(self.anatomy.branches):
                 gain = self._skip_gain(index, sums)
                 parts = _parts(paths[index])
@@ -180,8 +220,10 @@ class Taps:
         n = len(self._rows)
         if branch.state is None or branch.state not in self._rows or branch.sum not in self._rows:
             return None
-        above, below = sums[n + self._rows[branch.state]][SECOND], sums[n + self._rows[branch.sum]][SECOND]
-        return abs(branch.scale) * math.sqrt(below / above) if above > 0 else None
+        above, below = sums[n + self._rows[branch.state]], sums[n + self._rows[branch.sum]]
+        if not (above[COUNT] and below[COUNT] and above[SECOND] > 0):
+            return None
+        return abs(branch.scale) * math.sqrt(below[SECOND] / above[SECOND])
 
 
 @dataclass(frozen=True)
@@ -190,9 +232,6 @@ class _Paths:
 
     leaving: dict[Point, tuple[int, float]]
     arriving: dict[Point, int]
-
-    def __len__(self) -> int:
-        return max(self.arriving.values(), default=-1) + 1
 
 
 def _paths(anatomy: Anatomy) -> _Paths:
@@ -209,7 +248,7 @@ def _paths(anatomy: Anatomy) -> _Paths:
 def _path_sums(gradient: Tensor, skip: Tensor, scale: float) -> Tensor:
     wide = torch.float32 if gradient.device.type == "mps" else torch.float64
     total = gradient.detach().reshape(-1).to(wide)
-    part = skip.reshape(-1).to(wide)
+    part = skip.reshape(-1).to(total.device, wide)
     count = torch.full((), total.numel(), dtype=wide, device=total.device)
     return torch.stack(
         [count, scale * torch.dot(total, part), scale**2 * torch.dot(part, part), torch.dot(total, total)]
@@ -220,6 +259,8 @@ def _parts(sums: list[float]) -> dict[str, float | None] | None:
     """Return the rms of the skip's and the branch's share of a state's gradient, and their cosine."""
     n, dot, skip, total = sums
     if not n:
+        return None
+    if not math.isfinite(total) or not math.isfinite(skip):
         return None
     branch = max(0.0, total - 2 * dot + skip)
     size = math.sqrt(skip * branch)

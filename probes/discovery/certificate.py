@@ -38,7 +38,8 @@ def ledger_errors(stack: Stack, seen: dict[Point, Tensor]) -> list[tuple[float |
     result: list[tuple[float | None, float]] = []
     previous = stack.start
     for branch in stack.branches:
-        total = seen.get(branch.sum or branch.state) if branch.sum or branch.state else None
+        end = branch.sum or branch.state
+        total = seen.get(end) if end else None
         skip = seen.get(previous) if previous else None
         writes = [seen.get(point) for point in (branch.terms or (branch.write,)) if point is not None]
         previous = branch.state

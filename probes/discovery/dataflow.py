@@ -69,6 +69,7 @@ class Dataflow:
     """
 
     def __init__(self, trace: Trace) -> None:
+        """Read the operations of ``trace`` in order."""
         self.trace = trace
         self.norms: dict[str, NormBehaviour] = {}
         self.norm_of: dict[int, str] = {}

@@ -8,7 +8,7 @@ from rheoscope.probes.anatomy import LEDGER_TOLERANCE, Anatomy, Branch, Point, S
 from rheoscope.probes.batches import Batch
 from rheoscope.probes.errors import DiscoveryError
 from rheoscope.probes.untouched import untouched
-from torch import nn
+from torch import Tensor, nn
 
 from . import branches
 from .certificate import captured, ledger_errors
@@ -42,8 +42,8 @@ def discover(model: nn.Module, batch: Batch) -> Anatomy:
         if not found:
             raise DiscoveryError(
                 f"Expected a model whose blocks add what they compute to a running sum, got {type(model).__name__}, in "
-                f"whose {len(flow.operations)} traced operations no such sum recurs. Pass the transformer itself, with a "
-                "batch that runs all of it."
+                f"whose {len(flow.operations)} traced operations no such sum recurs. Pass the transformer itself, with "
+                "a batch that runs all of it."
             )
         trainable = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         anatomy = _anatomy(flow, found, trainable)
@@ -146,11 +146,11 @@ def _points(anatomy: Anatomy) -> set[Point]:
     return {point for point in found if point is not None}
 
 
-def _certified(anatomy: Anatomy, seen: dict[Point, object]) -> Anatomy:
+def _certified(anatomy: Anatomy, seen: dict[Point, Tensor]) -> Anatomy:
     stacks, problems = [], list(anatomy.problems)
     for stack in anatomy.stacks:
         checked = []
-        for branch, (error, scale) in zip(stack.branches, ledger_errors(stack, seen), strict=True):  # type: ignore[arg-type]
+        for branch, (error, scale) in zip(stack.branches, ledger_errors(stack, seen), strict=True):
             checked.append(replace(branch, ledger_error=error, scale=scale))
             problem = _problem(branch, error)
             if problem:

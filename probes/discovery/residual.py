@@ -87,14 +87,16 @@ def _chains(flow: Dataflow) -> Iterator[list[Add]]:
         for value in order:
             if value in remaining:
                 previous = [v for v in nearest.get(flow.adds[value].skip, ()) if v in depth]
-                before[value] = max(previous, key=lambda v: depth[v], default=None)
-                depth[value] = 1 + (depth[before[value]] if before[value] is not None else 0)  # type: ignore[index]
+                deepest = max(previous, key=lambda v: depth[v], default=None)
+                before[value] = deepest
+                depth[value] = 1 + (0 if deepest is None else depth[deepest])
         if not depth:
             return
-        last: int | None = max(depth, key=lambda v: (depth[v], flow.trace.n_elements(v)))
-        if depth[last] < 2:
+        end = max(depth, key=lambda v: (depth[v], flow.trace.n_elements(v)))
+        if depth[end] < 2:
             return
-        end, chain = last, []
+        chain: list[Add] = []
+        last: int | None = end
         while last is not None:
             chain.append(flow.adds[last])
             last = before[last]

@@ -1,0 +1,168 @@
+"""Write what a probe measured: rows, steps, events and the manifest. A full disk ends the writing, not the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .anatomy import Anatomy
+from .errors import ProbeError, RecordingError
+from .log import MANIFEST, Log
+from .recording import Recording
+from .schema import MOST_TEXT, TABLES
+
+FLUSH_EVERY = 50  # steps whose loss is kept on the device before it is written
+logger = logging.getLogger("rheoscope")
+
+
+class Writer:
+    """The writing side of a probe.
+
+    Attributes:
+        first_step: the number of the first step; above 0 where a recording is continued.
+    """
+
+    def __init__(self, folder: Path, head: Mapping[str, Any], *, resume: bool, strict: bool) -> None:
+        """Open the recording.
+
+        Raises:
+            RecordingExistsError: the folder already holds a recording and ``resume`` is false.
+            RecordingError: the folder cannot be written, or the recording in it cannot be read.
+        """
+        self.first_step = 0
+        self._log = Log(folder, resume=resume)
+        self._folder, self._strict = folder, strict
+        self._head, self._anatomy = dict(head), Anatomy()
+        self._steps: list[dict[str, Any]] = []
+        self._losses: list[Tensor | None] = []
+        self._events: list[dict[str, Any]] = []
+        self._is_writable = True
+        if resume and (folder / MANIFEST).exists():
+            self._continue(Recording.load(folder))
+        try:
+            self._write_head()
+        except OSError as error:
+            raise RecordingError(
+                f"Expected a folder that can be written, got {str(folder)!r} ({error}). Pass another, or free space."
+            ) from error
+
+    @property
+    def recording(self) -> Recording:
+        """The recording so far.
+
+        Raises:
+            RecordingError: the folder is gone or damaged.
+        """
+        return Recording.load(self._folder)
+
+    def know(self, anatomy: Anatomy, not_measured: Sequence[str]) -> None:
+        """Keep what discovery found."""
+        self._anatomy = anatomy
+        self._head["not_measured"] = list(not_measured)
+        self._save_head()
+
+    def rows(self, name: str, rows: Iterable[Mapping[str, Any]], step: int) -> None:
+        """Write rows of table ``name`` that belong to ``step``."""
+        self._append(name, [{**row, "step": step} for row in rows])
+
+    def event(self, step: int, kind: str, sentence: str) -> None:
+        """Keep an event until the next flush."""
+        self._events.append({"step": step, "kind": kind, "sentence": _text(sentence)})
+
+    def add_step(self, row: Mapping[str, Any], loss: Tensor | None) -> None:
+        """Keep a step, its loss on its device, until the next flush; it comes by itself every FLUSH_EVERY steps."""
+        self._steps.append(dict(row))
+        # Clone: a loop may scale its loss in place afterwards.
+        self._losses.append(None if loss is None else loss.detach().clone())
+        if len(self._steps) >= FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the steps and events kept so far; the one place where losses are copied to the host."""
+        steps, losses, events = self._steps, self._losses, self._events
+        self._steps, self._losses, self._events = [], [], []
+        for row, value in zip(steps, _on_host(losses), strict=True):
+            row["loss"] = value
+        self._append("steps", steps)
+        self._append("events", events)
+
+    def close(self) -> None:
+        """Write what is kept, close the manifest and compact the tables."""
+        self.flush()
+        self._head["status"] = "closed" if self._is_writable else "cut off: the disk was full"
+        self._save_head()
+        try:
+            self._log.close()
+        except OSError as error:
+            self._stop(error)
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not rows or not self._is_writable:
+            return
+        columns = {column: [row.get(column) for row in rows] for column in TABLES[name]}
+        try:
+            self._log.append(name, columns)
+        except OSError as error:
+            self._stop(error)
+
+    def _write_head(self) -> None:
+        self._log.write_manifest({**self._head, "anatomy": self._anatomy.to_json()})
+
+    def _save_head(self) -> None:
+        try:
+            self._write_head()
+        except OSError as error:
+            self._stop(error)
+
+    def _stop(self, error: OSError) -> None:
+        """Write nothing more: what follows a row that is half on the disk could not be read."""
+        if not self._is_writable:
+            return
+        self._is_writable = False
+        sentence = (
+            f"Expected room to write the recording in {str(self._folder)!r}, got {error}. Training goes on unrecorded "
+            "from here; what was written stays readable. Free space and continue with resume=True."
+        )
+        logger.error(sentence)
+        if self._strict:
+            raise ProbeError(sentence) from error
+
+    def _continue(self, before: Recording) -> None:
+        """Go on behind the last step that left rows in any table, and keep the anatomy until it is known anew."""
+        names = ("steps", "activations", "gradient_paths", "parameters")
+        steps = [before.table(name, columns=["step"])["step"] for name in names]
+        self.first_step = 1 + max((int(column.max()) for column in steps if len(column)), default=-1)
+        seams = before.manifest.get("resumed_at")
+        kept: dict[str, Any] = {
+            key: before.manifest[key] for key in ("created", "not_measured") if key in before.manifest
+        }
+        self._head |= {
+            **kept,
+            "label": self._head.get("label") or before.manifest["label"],
+            "resumed_at": [*(seams if isinstance(seams, list) else []), self.first_step],
+        }
+        self._anatomy = before.anatomy
+        self.event(self.first_step, "resumed", f"The recording was continued at step {self.first_step}.")
+
+
+def _on_host(losses: Sequence[Tensor | None]) -> list[float | None]:
+    """Return the values of scalars, with one copy a device."""
+    values: list[float | None] = [None] * len(losses)
+    devices = {loss.device for loss in losses if loss is not None}
+    for device in devices:
+        found = [(i, loss) for i, loss in enumerate(losses) if loss is not None and loss.device == device]
+        on_host = torch.stack(
+            [loss.reshape(()).to(torch.float32 if device.type == "mps" else torch.float64) for _, loss in found]
+        )
+        for (index, _), value in zip(found, on_host.tolist(), strict=True):
+            values[index] = value
+    return values
+
+
+def _text(sentence: str) -> str:
+    return sentence.encode("utf-8", "replace")[:MOST_TEXT].decode("utf-8", "ignore")
