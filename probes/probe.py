@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -133,7 +134,10 @@ class Probe:
             self._n_tries += 1
             self._is_discovering = True
             try:
-                self._know(discover(self.model, Arguments(args, kwargs)))
+                # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
+                with warnings.catch_warnings(action="ignore"):
+                    found = discover(self.model, Arguments(args, kwargs))
+                self._know(found)
             finally:
                 self._is_discovering = False
         if self._taps is None or not self._is_sampled():
