@@ -88,13 +88,19 @@ class Compared:
         }
 
     def by_placement(self, column: str) -> str:
-        """Return the medians of a column of the summary by norm placement, group after group, in words."""
+        """Return a column of the summary by norm placement, group after group, in words: one value, or from which to which."""
         rows = self.summary.dropna(subset=[column])
         parts = []
         for group in self.groups:
             inside = rows[rows["group"] == group]
             names = list(dict.fromkeys(inside["placement"]))
-            values = [(name, float(inside[inside["placement"] == name][column].median())) for name in names]
-            text = ", ".join(f"{number(value)} under {name}-norm" for name, value in values)
+            text = ", ".join(
+                f"{_span(inside[inside['placement'] == name][column])} under {name}-norm" for name in names
+            )
             parts.append(f"{text} ({plain(group)})" if group else text)
         return "; ".join(parts)
+
+
+def _span(values: pd.Series) -> str:
+    low, high = number(float(values.min())), number(float(values.max()))
+    return low if low == high else f"{low} to {high}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -81,7 +81,7 @@ def render(subject: Recording | Comparison, diagnosis: Diagnosis | None = None) 
     if isinstance(subject, Comparison):
         return _page("comparison.html.j2", **_comparison(subject))
     if isinstance(subject, Recording):
-        return _page("run.html.j2", **_run(subject, diagnosis or diagnose(subject)))
+        return _page("run.html.j2", **_run(subject, diagnose(subject) if diagnosis is None else diagnosis))
     raise ReportError(
         f"Expected a Recording or a Comparison, got {type(subject).__name__}. Pass probe.recording, or compare(...)."
     )
@@ -95,7 +95,7 @@ def _run(recording: Recording, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "title": label,
         "sections": [
-            Section(key, title, intro, [chart(tables) for chart in charts])
+            Section(key, title, intro, [_named(chart(tables)) for chart in charts])
             for key, title, intro, charts in RUN_SECTIONS
         ],
         "verdict": diagnosis.verdict,
@@ -116,7 +116,7 @@ def _run(recording: Recording, diagnosis: Diagnosis) -> dict[str, Any]:
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     compared = Compared(comparison)
     sections = [
-        Section(key, title, intro, [chart(compared) for chart in charts])
+        Section(key, title, intro, [_named(chart(compared)) for chart in charts])
         for key, title, intro, charts in COMPARISON_SECTIONS
     ]
     verdicts = comparison.diagnoses
@@ -139,6 +139,11 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "not_measured": hidden,
         "provenance": [(plain(k), [*words.facts(r), *words.provenance(r)]) for k, r in comparison.recordings.items()],
     }
+
+
+def _named(chart: Chart) -> Chart:
+    """Return the chart with a title of printable text: branches and variants are named by others."""
+    return replace(chart, title=plain(chart.title, 400))
 
 
 def _pictures(anatomy: Anatomy) -> list[Picture]:

@@ -64,7 +64,7 @@ def axis(title: str, *, log: bool = False) -> dict[str, Any]:
     """Return the settings of one axis."""
     settings: dict[str, Any] = {"title": {"text": plot_text(title)}, "zeroline": False, "automargin": True}
     if log:
-        settings |= {"type": "log", "exponentformat": "power"}
+        settings["type"] = "log"
     return settings
 
 
@@ -82,7 +82,12 @@ def settled(drawn: go.Figure) -> go.Figure:
 def _settle(found: Any, low: float, high: float) -> None:
     if found.type == "log":
         found.range = [low, high]
-        found.dtick = 1 if high - low > 2.5 else "D2"
+        mantissas = (1,) if high - low > 2.5 else (1, 2, 5)
+        decades = range(math.floor(low), math.ceil(high) + 1)
+        ticks = [m * 10.0**k for k in decades for m in mantissas if low <= math.log10(m * 10.0**k) <= high]
+        every = max(1, len(ticks) // 9)
+        found.tickvals = ticks[::every]
+        found.ticktext = [number(tick) for tick in ticks[::every]]
 
 
 def _is_positive(value: object) -> bool:

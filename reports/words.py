@@ -127,7 +127,8 @@ def anatomy_sentence(anatomy: Anatomy) -> str:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the summary of a comparison as readers want it: without the columns of design that all variants share."""
     same = [c for c in ("placement", "norm_kind", "has_biases", "n_blocks") if frame[c].nunique() == 1]
-    return frame[[c for c in SUMMARY_COLUMNS if c not in same]].rename(columns=SUMMARY_COLUMNS)
+    empty = [c for c in SUMMARY_COLUMNS if not frame[c].notna().any()]
+    return frame[[c for c in SUMMARY_COLUMNS if c not in (*same, *empty)]].rename(columns=SUMMARY_COLUMNS)
 
 
 def facts(recording: Recording) -> list[tuple[str, str]]:

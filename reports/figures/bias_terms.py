@@ -19,7 +19,8 @@ def bias_share_in_training(compared: Compared) -> Chart:
     key, title = "bias-share", "Largest bias share over the branches, by step"
     reading = (
         "Energy of the last projection's bias over energy of the branch's output, the largest over all branches. Biases "
-        "start at 0; what they grow to is what they contribute. Variants without biases have no line."
+        "start at 0, which this logarithmic axis cannot show; what they grow to is what they contribute. Variants without "
+        "biases have no line."
     )
     frames = {
         label: tables.bias_share().groupby("step", as_index=False)[["bias_share"]].max()
@@ -40,7 +41,9 @@ def bias_share_in_training(compared: Compared) -> Chart:
     top = max(ends, key=lambda label: ends[label][1])
     title = f"The largest bias share grows from {number(ends[top][0])} to {number(ends[top][1])} ({top})"
     table = pd.concat([frame.assign(label=label) for label, frame in frames.items()], ignore_index=True)
-    return Chart(key, title, reading, panels(compared, lines, x="step", y="largest bias share"), table=table)
+    return Chart(
+        key, title, reading, panels(compared, lines, x="step", y="largest bias share", log_y=True), table=table
+    )
 
 
 def bias_share_by_depth(compared: Compared) -> Chart:
@@ -60,7 +63,7 @@ def bias_share_by_depth(compared: Compared) -> Chart:
             yield Line(frames[label], "depth", "bias_share")
 
     table = pd.concat([frame.assign(label=label) for label, frame in frames.items()], ignore_index=True)
-    return Chart(key, title, reading, panels(compared, lines, x="depth", y="bias share"), table=table)
+    return Chart(key, title, reading, panels(compared, lines, x="depth", y="bias share", log_y=True), table=table)
 
 
 def bias_gradient_share(compared: Compared) -> Chart:
@@ -88,7 +91,7 @@ def bias_gradient_share(compared: Compared) -> Chart:
     title = (
         f"The biases receive {number(float(means.min()))} to {number(float(means.max()))} of a block's gradient energy"
     )
-    return Chart(key, title, reading, panels(compared, lines, x="block", y="share"), table=table)
+    return Chart(key, title, reading, panels(compared, lines, x="block", y="share", log_y=True), table=table)
 
 
 def losses(compared: Compared) -> Chart:

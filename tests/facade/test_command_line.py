@@ -1,0 +1,154 @@
+"""The command line: what it prints, what it exits with, what it never imports."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rheoscope
+import torch
+from rheoscope.command_line import app, main
+from rheoscope.lab.architecture import Architecture
+from rheoscope.lab.experiments import first_run as first_run_module
+from rheoscope.lab.experiments import norm_placement_and_biases as experiment_module
+from rheoscope.lab.transformer import ReferenceTransformer
+from rheoscope.probes.check_up import examine
+from rheoscope.probes.recording import Recording
+from typer.testing import CliRunner
+
+TINY = Architecture(n_blocks=4, width=16, n_heads=2, context=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A healthy check-up on disk."""
+    tokens = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(0))
+    target = tmp_path_factory.mktemp("recordings") / "healthy"
+    examine(ReferenceTransformer(TINY, seed=0), tokens, label="healthy").save(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def ill_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a NaN in one activation."""
+    healthy = Recording.load(folder)
+    tables = {name: healthy.table(name) for name in ("steps", "activations", "gradient_paths", "parameters")}
+    tables["activations"].loc[5, "nonfinite"] = 3.0
+    target = tmp_path_factory.mktemp("recordings") / "ill"
+    Recording.from_tables({"label": "ill", "status": "closed"}, healthy.anatomy, tables).save(target)
+    return target
+
+
+def called(*arguments: object) -> tuple[int, str]:
+    """Return the exit code and the output of one command."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def exit_code_of_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    """Return what ``main`` exits with."""
+    monkeypatch.setattr(sys, "argv", ["rheoscope", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code
+
+
+def test_help_lists_every_command() -> None:
+    code, text = called("--help")
+
+    assert code == 0
+    assert all(name in text for name in ("demo", "report", "compare", "check"))
+
+
+def test_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert called("--version") == (0, f"rheoscope {version('rheoscope')}\n")
+
+
+def test_report_writes_the_page_and_says_where(folder: Path, tmp_path: Path) -> None:
+    code, text = called("report", folder, "-o", tmp_path / "page.html")
+
+    assert code == 0
+    assert str(tmp_path / "page.html") in text.replace("\n", "")
+    assert "healthy" in (tmp_path / "page.html").read_text()
+
+
+def test_report_never_imports_torch(folder: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from rheoscope.command_line import app\n"
+        f"app(['report', {str(folder)!r}, '-o', {str(tmp_path / 'page.html')!r}], standalone_mode=False)\n"
+        "sys.exit(sorted({'torch', 'captum', 'transformers'} & set(sys.modules)) or 0)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_check_of_a_healthy_recording_exits_0(folder: Path) -> None:
+    code, text = called("check", folder, "--fail-on", "warning")
+
+    assert code == 0
+    assert "PASS" in text
+
+
+def test_check_of_an_ill_recording_exits_1(ill_folder: Path) -> None:
+    code, text = called("check", ill_folder)
+
+    assert code == 1
+    assert "FAIL" in text
+
+
+def test_check_prints_json_that_machines_read(ill_folder: Path) -> None:
+    _, text = called("check", ill_folder, "--json")
+
+    assert json.loads(text)["verdict"] == "FAIL"
+
+
+def test_wrong_use_exits_2(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    assert exit_code_of_main(monkeypatch, "compare", folder) == 2
+    assert exit_code_of_main(monkeypatch, "check", folder, "--fail-on", "nonsense") == 2
+
+
+def test_a_folder_without_a_recording_exits_3_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of_main(monkeypatch, "report", tmp_path) == 3
+    assert "Expected a folder with a recording" in capsys.readouterr().err
+
+
+def test_compare_writes_one_page_of_two_recordings(folder: Path, ill_folder: Path, tmp_path: Path) -> None:
+    code, _ = called("compare", folder, ill_folder, "-o", tmp_path / "page.html")
+
+    assert code == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "Comparison of healthy, ill" in text
+
+
+def test_demo_writes_both_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch, first_run_module, "first_run", n_steps=2)
+    shrink(monkeypatch, experiment_module, "norm_placement_and_biases", n_steps=2, base=TINY, depths=(2, 4))
+
+    code, text = called("demo", "--folder", tmp_path / "demo")
+
+    assert code == 0
+    assert {"report.html", "comparison.html"} < {path.name for path in (tmp_path / "demo").iterdir()}
+    assert text.rstrip().endswith("report.html")
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch, module: object, name: str, **sizes: Any) -> None:
+    """Replace an experiment by its own self with smaller sizes."""
+    whole: Callable[..., object] = getattr(module, name)
+    monkeypatch.setattr(module, name, partial(whole, **sizes))
+
+
+def test_public_names_are_there_and_load_lazily() -> None:
+    assert all(getattr(rheoscope, name) is not None for name in rheoscope.__all__)
+    assert set(rheoscope.__all__) <= set(dir(rheoscope))
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        rheoscope.nonsense  # noqa: B018
