@@ -92,11 +92,28 @@ def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | No
         with torch.enable_grad():
             output = call(model, batch)
             taps.end()
-            loss = default_loss(output, batch) if loss_fn is None else loss_fn(output, batch)
+            loss = default_loss(output, batch) if loss_fn is None else _loss(loss_fn, output, batch)
+            if not loss.requires_grad:
+                raise BatchError(
+                    "Expected a loss that depends on parameters that require gradients, got one that depends on none. "
+                    "Unfreeze parameters, or return the loss undetached."
+                )
             loss.backward()  # type: ignore[no-untyped-call]
     finally:
         taps.detach()
     return float(loss.detach())
+
+
+def _loss(loss_fn: LossFunction, output: Any, batch: Batch) -> Tensor:
+    expected = "Expected loss_fn(output, batch) to return a scalar Tensor, got"
+    advice = "Its first argument is what the model returned."
+    try:
+        loss: object = loss_fn(output, batch)
+    except Exception as error:
+        raise BatchError(f"{expected} {type(error).__name__}: {str(error)[:300]}. {advice}") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise BatchError(f"{expected} {describe(loss)}. {advice}")
+    return loss.reshape(())
 
 
 def default_loss(output: Any, batch: Batch) -> Tensor:

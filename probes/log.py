@@ -165,7 +165,7 @@ def read_batches(folder: Path, name: str, columns: Sequence[str] | None = None) 
         for path in _segments(folder, name):
             for batch in _stream_batches(path, name):
                 yield batch if columns is None else batch.select(list(columns))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RecordingError(
             f"Expected table {name!r} of a recording in {str(folder)!r}, got a file that cannot be read "
             f"({str(error)[:200]}). Delete the damaged file to read the rest."

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -78,7 +78,7 @@ class Recording:
                 "Rheoscope did not write this file; do not trust it."
             )
         try:
-            anatomy = Anatomy.from_json(manifest.get("anatomy", {}))
+            anatomy = Anatomy.from_json(manifest.pop("anatomy", {}))
         except OverflowError as error:
             raise RecordingError(
                 f"Expected finite numbers in the anatomy of {str(path)!r}, got {error}. Restore the file from a copy."
@@ -188,7 +188,7 @@ def _mask(batch: Any, steps: int | range | slice | Iterable[int]) -> Any:
             offset = pc.subtract(column, start)
             mask = pc.and_(mask, pc.equal(offset, pc.multiply(pc.divide(offset, stride), stride)))
         return mask
-    wanted = [steps] if isinstance(steps, SupportsIndex) else list(steps)
+    wanted = list(steps) if isinstance(steps, Iterable) else [steps]
     return pc.is_in(column, value_set=pa.array([index(step) for step in wanted], pa.int64()))
 
 

@@ -1,0 +1,122 @@
+"""Weights, gradients and updates of parameters against float64, and the three states of a gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+from oracles import NanoGPT, batch_of, gpt2, loss_of, rms
+from rheoscope.probes.recorder import attach
+from torch import Tensor, nn
+
+
+def test_rows_are_those_of_float64_before_and_after_the_step(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with attach(model, optimizer, every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+        gradients = {name: p.grad.double().clone() for name, p in model.named_parameters()}
+        optimizer.step()
+        after = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+        optimizer.zero_grad()
+        probe.step()
+
+    rows = probe.recording.table("parameters").set_index("name")
+    assert sorted(rows.index) == sorted(before)
+    for name in before:
+        row = rows.loc[name]
+        assert row["n"] == before[name].numel()
+        assert row["weight_rms"] == pytest.approx(rms(before[name]), rel=1e-9)
+        assert row["gradient_rms"] == pytest.approx(rms(gradients[name]), rel=1e-9)
+        assert row["gradient_absmax"] == float(gradients[name].abs().max())
+        assert row["update_rms"] == pytest.approx(rms(after[name] - before[name]), rel=1e-9)
+        if rms(before[name]):
+            assert row["update_ratio"] == pytest.approx(rms(after[name] - before[name]) / rms(before[name]), rel=1e-9)
+
+
+def test_roles_and_places_are_found_by_what_parameters_do(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        probe.step()
+
+    rows = probe.recording.table("parameters").set_index("name")
+    assert rows.loc["tokens.weight", ["role", "block"]].tolist() == ["embedding", -1]
+    assert rows.loc["blocks.1.norm_1.weight", ["role", "block"]].tolist() == ["gain", 1]
+    assert rows.loc["blocks.1.norm_1.bias", ["role", "block"]].tolist() == ["norm_bias", 1]
+    assert rows.loc["blocks.0.attention.qkv.weight", ["role", "branch"]].tolist() == ["weight", "attention"]
+    assert rows.loc["blocks.0.mlp.2.bias", ["role", "branch"]].tolist() == ["bias", "mlp"]
+
+
+def test_a_tied_parameter_counts_once(tmp_path: Path) -> None:
+    model = gpt2().train()
+    with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        probe.step()
+
+    names = probe.recording.table("parameters")["name"].tolist()
+    assert "transformer.wte.weight" in names
+    assert "lm_head.weight" not in names
+
+
+class Partly(NanoGPT):
+    """A decoder with a parameter that is unused, one that is frozen and one whose gradient is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+        self.muted = nn.Parameter(torch.ones(()))
+        self.norm.weight.requires_grad_(False)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None, split: None = None) -> Tensor:
+        return super().forward(ids, targets) + 0 * self.muted
+
+
+def test_no_gradient_a_zero_gradient_and_a_value_are_three_things(tmp_path: Path) -> None:
+    model = Partly().train()
+    with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        probe.step()
+
+    rows = probe.recording.table("parameters").set_index("name")
+    states = rows.loc[["unused", "norm.weight", "muted", "head.weight"], "gradient_state"].tolist()
+    assert states == ["none", "none", "zero", "value"]
+    assert rows["gradient_rms"].isna().sum() == 2
+    assert rows.loc["muted", "gradient_rms"] == 0.0
+    assert rows["update_rms"].isna().all(), "without an optimizer there is no update to see"
+
+
+def test_a_sparse_gradient_is_read_by_its_values(tmp_path: Path) -> None:
+    dense, sparse = NanoGPT().train(), NanoGPT().train()
+    sparse.load_state_dict(dense.state_dict())
+    sparse.tokens.sparse = True
+    found = []
+    for number, model in enumerate((dense, sparse)):
+        with attach(model, every=1, folder=tmp_path / str(number), strict=True) as probe:
+            loss_of(model, batch_of(model)).backward()
+            probe.step()
+        rows = probe.recording.table("parameters").set_index("name")
+        found.append(rows.loc["tokens.weight", ["gradient_state", "gradient_rms", "gradient_absmax"]].tolist())
+
+    assert sparse.tokens.weight.grad.is_sparse
+    assert found[1][0] == "value"
+    assert found[1][1:] == pytest.approx(found[0][1:], rel=1e-6)
+
+
+def test_a_bias_share_needs_the_bias_that_the_branch_adds(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    with torch.no_grad():
+        model.blocks[0].attention.out.bias.fill_(0.5)
+    with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        probe.step()
+
+    rows = probe.recording.table("activations")
+    bias = rows[(rows["site"] == "bias") & (rows["depth"] == 1)].iloc[0]
+    assert bias["rms"] == pytest.approx(0.5)
+    assert bias["module_path"] == "blocks.0.attention.out.bias"
+    assert oracles.WIDTH == model.blocks[0].attention.out.bias.numel()
