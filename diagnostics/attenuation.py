@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from .finding import Evidence, Finding
-from .tables import Tables, block_states, slope
+from .tables import Tables, block_states, groups, slope
 from .thresholds import GRADIENT_SLOPE_LIMIT, GRADIENT_TOTAL_LIMIT, LEAST_BLOCKS, SKIP_TRANSMISSION_LOW
 
 
 def gradient_slope(tables: Tables) -> list[Finding]:
-    """Judge the slope of log gradient RMS per block, over block outputs, at the first step and the worst one."""
-    profile = block_states(tables.gradient_profile())
+    """Judge the slope of log gradient RMS per block, over block outputs, at the sampled step where it is steepest."""
     found: list[Finding] = []
-    for stack, group in profile.groupby("stack"):
-        if group["block"].nunique() < LEAST_BLOCKS:
-            continue
-        slopes = {}
-        for step, rows in group.groupby("step"):
-            value = slope(rows["block"].to_numpy(float), rows["rms"].to_numpy(float))
-            if value is not None:
-                slopes[int(step)] = (value, value * np.ptp(rows["block"].to_numpy(float)))
-        if slopes:
-            worst = max(slopes, key=lambda step: abs(slopes[step][0]))
-            found.append(_slope_finding(int(stack), worst, *slopes[worst]))
+    for (stack,), group in groups(block_states(tables.gradient_profile()), "stack"):
+        profiles: dict[int, tuple[float, pd.DataFrame]] = {}
+        for (step,), rows in groups(group, "step"):
+            known = rows[np.isfinite(rows["rms"]) & (rows["rms"] > 0)].sort_values("block")
+            value = slope(known["block"].to_numpy(float), known["rms"].to_numpy(float))
+            if value is not None and len(known) >= LEAST_BLOCKS:
+                profiles[step] = (value, known)
+        if profiles:
+            worst = max(profiles, key=lambda step: abs(profiles[step][0]))
+            found.append(_slope_finding(tables, stack, worst, *profiles[worst]))
     return found
 
 
-def _slope_finding(stack: int, step: int, value: float, total: float) -> Finding:
+def _slope_finding(tables: Tables, stack: int, step: int, value: float, rows: pd.DataFrame) -> Finding:
     # Gradients flow down: a positive slope over depth means that they shrink on their way to the first block.
     shrinks = value > 0
-    is_ill = abs(value) > GRADIENT_SLOPE_LIMIT or abs(total) > np.log(GRADIENT_TOTAL_LIMIT)
-    factor = float(np.exp(abs(total)))
-    verb = "shrinks" if shrinks else "grows"
-    sentence = (
-        f"From the last block to the first the gradient {verb} {factor:.3g}-fold "
-        f"({abs(value):.2g} in ln RMS per block, step {step})."
+    total = abs(value) * float(np.ptp(rows["block"].to_numpy(float)))
+    is_ill = abs(value) > GRADIENT_SLOPE_LIMIT or total > np.log(GRADIENT_TOTAL_LIMIT)
+    below, above = float(rows["rms"].iloc[0]), float(rows["rms"].iloc[-1])
+    path = (
+        f"from {above:.2g} RMS after block {int(rows['block'].iloc[-1])} to {below:.2g} after block "
+        f"{int(rows['block'].iloc[0])} (step {step}; trend {abs(value):.2g} in ln RMS per block)"
     )
-    if not is_ill:
-        sentence = (
-            f"Gradients reach every block: from the last to the first the RMS changes {factor:.3g}-fold "
-            f"({-value:+.2g} in ln RMS per block, at worst, step {step})."
-        )
+    if is_ill:
+        sentence = f"The gradient {'shrinks' if shrinks else 'grows'} on its way down, {path}."
+    else:
+        sentence = f"Gradients reach every block. At the steepest they go {path}."
+    on_stream = tables.placement(stack) == "post"
+    cure = "Move the norms off the residual stream (pre-norm)" if on_stream else "Norm what each branch reads"
     return Finding(
         code=("gradient-attenuation" if shrinks else "gradient-growth") if is_ill else "gradient-flow",
         severity="warning" if is_ill else "info",
@@ -58,7 +58,7 @@ def _slope_finding(stack: int, step: int, value: float, total: float) -> Finding
             "a sound residual stack keeps it near 0",
             GRADIENT_SLOPE_LIMIT,
         ),
-        remedy="Move the norms off the residual stream (pre-norm), or scale the branches down with depth at init."
+        remedy=f"{cure}, scale the last projections by 1/sqrt(2 x blocks) at init, or warm up more slowly."
         if is_ill
         else "None needed.",
         reference="Xiong et al. 2020, Theorem 1; OLMo 2 2025, section 3.2 (growth exponent).",
@@ -66,42 +66,25 @@ def _slope_finding(stack: int, step: int, value: float, total: float) -> Finding
 
 
 def skip_path(tables: Tables) -> list[Finding]:
-    """Judge the gain of the gradient along the skip path alone, last state to first block."""
-    transmission = tables.block_transmission().dropna()
+    """Say the gain of the gradient along the skip path alone, from the last state to the first that a branch added to.
+
+    A placement that all blocks share is design: its consequence is said, not judged.
+    """
     found = []
-    for stack, rows in transmission.groupby("stack"):
-        first, last = rows.iloc[0], rows.iloc[-1]
-        value = float(first["transmission"])
-        is_low = value < SKIP_TRANSMISSION_LOW
-        placement = (
-            tables.anatomy.stacks[int(stack)].placement if int(stack) < len(tables.anatomy.stacks) else "unknown"
-        )
-        if is_low:
-            sentence = (
-                f"The identity path is damped: along the skips alone {value:.2g} of the gradient's RMS reaches the first "
-                f"block, because the norms sit on the stream ({placement}-norm)."
-            )
-        elif abs(value - 1) < 1e-6:
-            sentence = (
-                f"The identity path is whole: along the skips alone the gradient reaches the first block unchanged "
-                f"({placement}-norm)."
-            )
-        else:
-            sentence = (
-                f"Along the skips alone {value:.3g} of the gradient's RMS reaches the first block ({placement}-norm)."
-            )
-        if len(rows) > 1:
-            sentence += f" At step {int(last['step'])} it is {float(last['transmission']):.2g}."
+    for (stack,), rows in groups(tables.block_transmission().dropna(), "stack"):
+        steps, values = rows["step"].to_numpy(int), rows["transmission"].to_numpy(float)
+        value, low = float(values[0]), float(values.min())
+        is_low = low < SKIP_TRANSMISSION_LOW
         found.append(
             Finding(
                 code="skip-transmission",
-                severity="info",  # a placement shared by all blocks is design; its consequence is said, not judged
+                severity="info",
                 confidence=1.0,
                 block=0,
-                component=f"stack {int(stack)}",
+                component=f"stack {stack}",
                 module_path="",
-                step=int(first["step"]),
-                sentence=sentence,
+                step=int(steps[0]),
+                sentence=_skip_sentence(tables.placement(stack), steps, values),
                 evidence=Evidence(
                     "skip transmission",
                     value,
@@ -116,3 +99,16 @@ def skip_path(tables: Tables) -> list[Finding]:
             )
         )
     return found
+
+
+def _skip_sentence(placement: str, steps: np.ndarray, values: np.ndarray) -> str:
+    where = f"{placement}-norm" if placement in ("pre", "post") else f"norm placement {placement}"
+    if np.allclose(values, 1.0, rtol=0, atol=1e-6):
+        when = "" if len(steps) == 1 else " at every sampled step"
+        return f"Along the skips alone the gradient comes down to the first block unchanged{when} ({where})."
+    head = f"Along the skips alone {values[0]:.2g} of the gradient's RMS comes down to the first block ({where}" + (
+        ")" if len(steps) == 1 else f", step {steps[0]}), and {values[-1]:.2g} at step {steps[-1]}"
+    )
+    return head + (
+        ": what stands on the stream damps the identity path." if values.min() < SKIP_TRANSMISSION_LOW else "."
+    )

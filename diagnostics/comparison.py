@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rheoscope.probes.errors import DiagnosisError
 from rheoscope.probes.recording import Recording
 
 from .diagnosis import Diagnosis, diagnose
-from .tables import Tables, block_states
+from .tables import Tables, block_states, slope
 from .theory import Start, predict
 
 
@@ -36,7 +38,7 @@ class Comparison:
         """The variants, in the order given."""
         return list(self.recordings)
 
-    @property
+    @cached_property
     def diagnoses(self) -> dict[str, Diagnosis]:
         """The verdict on each variant's run."""
         return {label: diagnose(recording) for label, recording in self.recordings.items()}
@@ -56,23 +58,29 @@ class Comparison:
     def summary(self) -> pd.DataFrame:
         """Return one row a variant: design, loss, and what its norms and biases do to the propagation.
 
-        ``skip_transmission``: from the last state to the first block, at init. ``gradient_ratio``: gradient RMS after
-        the first block over that after the last, at init. ``embedding_gradient_rms``: of state 0, at init.
-        ``bias_share``: the largest over branches at the last sampled step. ``bias_gradient_share``: energy of bias
-        gradients over all gradients of the blocks, mean over blocks at the last sampled step.
+        ``skip_transmission``: from the last state to state 1, at init. ``amplification``: mean squared change of the
+        last state per unit of relative random change of all block weights; ``relative_amplification``: the same over
+        the last state's mean square, to be compared where states differ in size, as between pre- and post-norm.
+        ``gradient_ratio``: gradient RMS after the first block over that after the last, at init.
+        ``embedding_gradient_rms``: of state 0, at init. ``loss_last``: mean of the last tenth. ``bias_share``: the
+        largest over branches at the last sampled step. ``bias_gradient_share``: energy of bias gradients over all
+        gradients of the blocks, mean over blocks at the last sampled step.
+
+        With several stacks (encoder and decoder) what runs along depth is that of the last one, whose end the loss reads.
         """
         return pd.DataFrame([self._row(label) for label in self.labels])
 
     def _row(self, label: str) -> dict[str, Any]:
         run, start = Tables(self.recordings[label]), Tables(self.initial(label))
+        anatomy = run.anatomy
+        stack = max((stack.index for stack in start.anatomy.stacks), default=0)
         losses = run.steps["loss"].dropna()
-        profile = first_step(start.gradient_profile())
+        tail = losses.tail(max(1, len(losses) // 10))
+        profile = first_step(of_stack(start.gradient_profile(), stack))
         blocks = block_states(profile)["rms"]
         shares = run.bias_share().groupby("step")["bias_share"].max()
         gradient_shares = run.bias_gradient_share().groupby("step")["share"].mean()
-        transmission = first_step(start.block_transmission())["transmission"]
-        anatomy = run.anatomy
-        tail = losses.tail(max(1, len(losses) // 10))
+        transmission = first_step(of_stack(start.block_transmission(), stack))["transmission"]
         return {
             "label": label,
             "group": self.group(label),
@@ -83,8 +91,8 @@ class Comparison:
             "loss_first": first(losses),
             "loss_last": float(tail.mean()) if len(tail) else None,
             "skip_transmission": first(transmission),
-            "amplification": start.identity("amplification"),
-            "relative_amplification": start.identity("relative_amplification"),
+            "amplification": start.identity("amplification", stack),
+            "relative_amplification": start.identity("relative_amplification", stack),
             "embedding_gradient_rms": first(profile[profile["depth"] == 0]["rms"]),
             "gradient_rms_first": first(blocks),
             "gradient_rms_last": first(blocks.iloc[::-1]),
@@ -94,10 +102,25 @@ class Comparison:
             "bias_gradient_share": first(gradient_shares.iloc[::-1]),
         }
 
+    def growth_with_depth(self) -> pd.DataFrame:
+        """Return, of ``against_depth``, how fast amplification grows: columns group, label, amplification_exponent.
+
+        The exponent p of relative amplification ~ n_blocks^p, by least squares over all depths: about 1 or more for
+        post-norm, below it for pre-norm (Liu et al. 2020; measured there, O(N) against O(log N)).
+        """
+        rows: list[dict[str, Any]] = []
+        if len(self.against_depth):
+            for (group, label), variant in self.against_depth.groupby(["group", "label"], sort=False):
+                depths = np.log(variant["n_blocks"].to_numpy(float))
+                exponent = slope(depths, variant["relative_amplification"].to_numpy(float))
+                rows.append({"group": group, "label": label, "amplification_exponent": exponent})
+        return pd.DataFrame(rows, columns=["group", "label", "amplification_exponent"])
+
     def predictions(self) -> dict[str, pd.DataFrame]:
         """Return, where the recording names its init, the closed form: depth, rms, gradient, transmission.
 
-        ``gradient`` is scaled to the measured RMS at the last state.
+        ``gradient`` is scaled to the measured RMS at the last state. A label is absent where the recording is not a
+        check-up at init that names its theory, or where its assumptions do not hold.
         """
         found = {}
         for label in self.labels:
@@ -145,6 +168,11 @@ def compare(recordings: Mapping[str, Recording], *, at_init: Mapping[str, Record
 def first_step(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the first step in ``frame``."""
     return frame[frame["step"] == frame["step"].min()] if len(frame) else frame
+
+
+def of_stack(frame: pd.DataFrame, stack: int) -> pd.DataFrame:
+    """Return the rows of one stack."""
+    return frame[frame["stack"] == stack]
 
 
 def first(values: pd.Series) -> float | None:

@@ -16,6 +16,7 @@ from .finding import SEVERITIES, Finding
 from .nonfinite import first_nonfinite
 from .residual import range_of_fp16, residual_growth
 from .tables import Tables
+from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
 from .updates import untrained, update_ratio
 
 Rule = Callable[[Tables], list[Finding]]
@@ -105,18 +106,26 @@ def diagnose(recording: Recording) -> Diagnosis:
 
 def _not_judged(tables: Tables) -> Iterator[str]:
     """Say what the recording does not hold enough of."""
+    if not tables.anatomy.branches:
+        yield "Nothing was judged by depth: the recording names no residual stream."
     if not len(tables.activations):
         yield "Activations and gradients were not judged: no step was sampled."
-        return
-    if not len(tables.gradient_profile()):
+    elif not len(tables.gradient_profile()):
         yield "Gradient flow was not judged: no backward was recorded."
-    if tables.anatomy.n_blocks and max(stack.n_blocks for stack in tables.anatomy.stacks) < 4:
-        yield "Trends over depth were not judged: they need four blocks."
-    if not len(tables.update_ratios()):
+    for stack in tables.anatomy.stacks:
+        if stack.n_blocks < LEAST_BLOCKS:
+            has = f"{stack.n_blocks} block{'s' if stack.n_blocks != 1 else ''}"
+            yield f"Trends over depth were not judged in stack {stack.index}: they need {LEAST_BLOCKS} blocks, it has {has}."
+    updates = tables.update_ratios()
+    if not len(updates):
         yield "Updates were not judged: no optimizer step was recorded."
-    elif tables.update_ratios()["step"].max() < 10:
-        yield "Updates were not judged: the first ten steps belong to warm-up."
-    if not len(tables.bias_share().dropna()):
-        yield "Bias shares were not judged: no branch ends in a bias that a hook can tell."
+    elif updates["step"].max() < UPDATE_JUDGED_AFTER:
+        yield f"Updates were not judged: the first {UPDATE_JUDGED_AFTER} steps belong to warm-up, and no later one was sampled."
+    if tables.anatomy.branches and not len(tables.bias_share().dropna()):
+        yield (
+            "Bias shares were not judged: no step was sampled in which a branch's bias and output were both seen."
+            if tables.anatomy.has_biases
+            else "Bias shares were not judged: no branch was found to end in a bias."
+        )
     if not len(tables.recording.table("attention")):
         yield "Attention logits and entropy were not judged: this version does not record them."

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .finding import Evidence, Finding
-from .tables import Tables, block_states, slope
+from .tables import Tables, block_states, groups, largest, slope
 from .thresholds import FP16_HEADROOM, FP16_LARGEST, LEAST_BLOCKS, RESIDUAL_SLOPE_LIMIT
 
 
 def residual_growth(tables: Tables) -> list[Finding]:
     """Judge the growth of the stream's RMS with depth: exponential growth is a warning, anything slower a description."""
-    states = tables.state_rms()
     found = []
-    for stack, group in block_states(states).groupby("stack"):
-        if group["block"].nunique() < LEAST_BLOCKS:
-            continue
+    for (stack,), group in groups(block_states(tables.state_rms()).dropna(subset="rms"), "stack"):
         step = int(group["step"].max())
         rows = group[group["step"] == step].sort_values("block")
         value = slope(rows["block"].to_numpy(float), rows["rms"].to_numpy(float))
-        if value is None:
+        if value is None or len(rows) < LEAST_BLOCKS:
             continue
         first, last = float(rows["rms"].iloc[0]), float(rows["rms"].iloc[-1])
         is_ill = value > RESIDUAL_SLOPE_LIMIT
@@ -28,12 +23,12 @@ def residual_growth(tables: Tables) -> list[Finding]:
                 code="residual-growth",
                 severity="warning" if is_ill else "info",
                 confidence=0.8,
-                block=int(rows["block"].iloc[-1]),
-                component=f"stack {int(stack)}",
+                block=None,
+                component=f"stack {stack}",
                 module_path="",
                 step=step,
-                sentence=f"The residual stream's RMS goes from {first:.3g} after the first block to {last:.3g} after the "
-                f"last ({value:+.2g} in ln RMS per block, step {step})"
+                sentence=f"The residual stream's RMS is {first:.3g} after block {int(rows['block'].iloc[0])} and "
+                f"{last:.3g} after block {int(rows['block'].iloc[-1])} (step {step}; trend {value:+.2g} in ln RMS per block)"
                 + (": it multiplies with depth." if is_ill else "."),
                 evidence=Evidence(
                     "slope of ln state RMS per block",
@@ -52,25 +47,28 @@ def residual_growth(tables: Tables) -> list[Finding]:
 
 
 def range_of_fp16(tables: Tables) -> list[Finding]:
-    """Warn where a state comes close to fp16's largest number while the model runs in fp16."""
-    if "float16" not in str(tables.recording.manifest.get("model", {}).get("dtype", "")).replace("bfloat16", ""):
+    """Warn where a state comes close to fp16's largest number while the model's weights are fp16."""
+    dtypes = str(tables.recording.manifest.get("model", {}).get("dtype", "")).split(", ")
+    states = tables.state_rms().dropna(subset="absmax")
+    if "float16" not in dtypes or not len(states):
         return []
-    states = tables.state_rms()
-    peak = states["absmax"].max()
-    if not len(states) or not np.isfinite(peak) or peak < FP16_HEADROOM * FP16_LARGEST:
+    row = largest(states, "absmax")
+    peak, block = float(row["absmax"]), int(row["block"])
+    if not FP16_HEADROOM * FP16_LARGEST <= peak < float("inf"):
         return []
-    row = states.loc[states["absmax"].idxmax()]
     return [
         Finding(
             code="fp16-range",
             severity="warning",
             confidence=1.0,
-            block=int(row["block"]),
+            block=None if block < 0 else block,
             component=str(row["branch"]),
             module_path="",
             step=int(row["step"]),
-            sentence=f"The largest activation of the stream is {float(peak):.4g}; fp16 ends at {FP16_LARGEST:,.0f}.",
-            evidence=Evidence("largest |activation|", float(peak), None, "fp16's largest number", FP16_LARGEST),
+            sentence=f"The largest activation of the stream is {peak:,.0f}; fp16 ends at {FP16_LARGEST:,.0f}.",
+            evidence=Evidence(
+                "largest |activation|", peak, None, "a quarter of fp16's range", FP16_HEADROOM * FP16_LARGEST
+            ),
             remedy="Train in bf16, or keep the residual stream in float32.",
             reference="IEEE 754 binary16.",
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,11 @@ class Tables:
     def anatomy(self) -> Anatomy:
         """What discovery found."""
         return self.recording.anatomy
+
+    def placement(self, stack: int) -> str:
+        """Return the norm placement of one stack, unknown where the anatomy does not hold it."""
+        known = {found.index: found.placement for found in self.anatomy.stacks}
+        return known.get(stack, "unknown")
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -90,7 +97,7 @@ class Tables:
         embedding, is the row of depth 0. Missing where one of the gains is.
         """
         frames = [pd.DataFrame(columns=["step", *PLACE, "transmission"])]
-        for (step, stack), group in self.paths().groupby(["step", "stack"]):
+        for (step, stack), group in groups(self.paths(), "step", "stack"):
             ordered = group.sort_values("depth")
             gains = ordered["skip_gain"].to_numpy(dtype=float)
             whole = np.append(np.cumprod(gains[::-1])[::-1], 1.0)
@@ -105,22 +112,35 @@ class Tables:
         return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
     def block_transmission(self) -> pd.DataFrame:
-        """Return step, stack, transmission from the last state to the first block's first state (the embedding apart)."""
+        """Return step, stack, transmission from the last state to state 1, the first that a branch has added to.
+
+        The embedding, state 0, is apart: under post-norm its own norm multiplies the gradient by one over its RMS, 50
+        for embeddings of std .02, which says nothing about depth.
+        """
         found = self.skip_transmission()
         first = found[found["depth"] == 1]
         return first[["step", "stack", "transmission"]].reset_index(drop=True)
 
     def bias_share(self) -> pd.DataFrame:
-        """Return step, place, bias_share: energy of the last projection's bias over energy of the branch's output."""
+        """Return step, place, bias_share: energy of the last projection's bias over energy of that projection's output.
+
+        |b|^2 / mean over tokens of |W x + b|^2. The output is taken before dropout, output norm and layer scale, since
+        after a norm bias and rest can no longer be told apart; dropout scales both energies alike, so that the share of
+        the write is the same in expectation. Biases further inside, such as the value's, are not counted. 0 where the
+        bias is 0, as at most inits; above 1 where the rest cancels a part of the bias; missing where the output is 0.
+        """
         bias = self.sites("bias")[["step", *PLACE, "rms"]]
         output = self.sites("branch_output")[["step", *PLACE, "rms"]]
         both = bias.merge(output, on=["step", *PLACE], suffixes=("_bias", "_output"))
         energy = both["rms_output"] ** 2
-        share = (both["rms_bias"] ** 2 / energy.where(energy > 0)).clip(upper=None)
+        share = both["rms_bias"] ** 2 / energy.where(energy > 0)
         return both[["step", *PLACE]].assign(bias_share=share)
 
     def bias_gradient_share(self) -> pd.DataFrame:
-        """Return step, stack, block, share: energy of the bias gradients over that of all gradients of the block."""
+        """Return step, stack, block, share: energy of the bias gradients over that of all gradients of the block.
+
+        All biases inside the block count, the norms' included. 0 in a block without biases.
+        """
         inside = self.parameters[(self.parameters["block"] >= 0) & self.parameters["gradient_rms"].notna()]
         energy = inside["n"] * inside["gradient_rms"] ** 2
         is_bias = inside["role"].isin(["bias", "norm_bias"])
@@ -153,6 +173,19 @@ class Tables:
         rows = self.identities
         found = rows[(rows["check"] == check) & (rows["stack"] == stack)]["observed"].dropna()
         return float(found.iloc[-1]) if len(found) else None
+
+
+def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.DataFrame]]:
+    """Yield the rows of ``frame`` that share the whole numbers in columns ``keys``, in their order."""
+    names = list(keys)
+    for place in frame[names].drop_duplicates().sort_values(names).to_numpy(int).tolist():
+        yield place, frame[(frame[names] == place).all(axis=1)]
+
+
+def largest(frame: pd.DataFrame, column: str) -> dict[str, Any]:
+    """Return the row of ``frame`` with the largest value in ``column``, the first of several."""
+    row = frame.sort_values(column, ascending=False, kind="stable").iloc[0]
+    return {str(name): value for name, value in row.items()}
 
 
 def slope(depths: np.ndarray, values: np.ndarray) -> float | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from .finding import Evidence, Finding
-from .tables import Tables
-from .thresholds import UPDATE_JUDGED_AFTER, UPDATE_RATIO_HIGH, UPDATE_SIBLINGS
+from .tables import Tables, groups
+from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER, UPDATE_RATIO_HIGH, UPDATE_SIBLINGS
+
+_APART = 0.8  # confidence of a block that stands apart from its siblings, above that of a mere rule of thumb
+_SLOWER = "Lower the learning rate, or lengthen the warm-up."
 
 
 def update_ratio(tables: Tables) -> list[Finding]:
@@ -13,17 +18,17 @@ def update_ratio(tables: Tables) -> list[Finding]:
     late = ratios[ratios["step"] >= UPDATE_JUDGED_AFTER].dropna()
     if not len(late):
         return []
-    by_block = late.groupby(["stack", "block"])["ratio"].median()
-    middle = float(by_block.median())
-    found = []
-    for (stack, block), value in by_block.items():
-        apart = middle > 0 and len(by_block) > 2 and value > UPDATE_SIBLINGS * middle
-        if value > UPDATE_RATIO_HIGH or apart:
-            found.append(_too_far(int(stack), int(block), float(value), middle, apart=bool(apart)))
-    if found:
-        return found
-    step = int(late["step"].max())
-    return [
+    first, last = int(late["step"].min()), int(late["step"].max())
+    medians = {(stack, block): float(rows["ratio"].median()) for (stack, block), rows in groups(late, "stack", "block")}
+    middle = median(medians.values())
+    far = []
+    for (stack, block), value in medians.items():
+        is_apart = middle > 0 and len(medians) >= LEAST_BLOCKS and value > UPDATE_SIBLINGS * middle
+        if value > UPDATE_RATIO_HIGH or is_apart:
+            far.append(_too_far((stack, block), value, middle, (first, last), is_apart=is_apart))
+    if far and all(finding.confidence < _APART for finding in far) and len(far) == len(medians):
+        return [_all_too_far(middle, first, last)]
+    return far or [
         Finding(
             code="update-ratio",
             severity="info",
@@ -31,8 +36,9 @@ def update_ratio(tables: Tables) -> list[Finding]:
             block=None,
             component="weights",
             module_path="",
-            step=step,
-            sentence=f"An optimizer step moves the blocks' weights by {middle:.2g} of their size (median over blocks).",
+            step=last,
+            sentence=f"An optimizer step moves the blocks' weights by {middle:.2g} of their size "
+            f"(median over blocks, steps {first} to {last}).",
             evidence=Evidence("update RMS / weight RMS", middle, 1e-3, "about 1e-3 is common", UPDATE_RATIO_HIGH),
             remedy="None needed.",
             reference="A rule of thumb; no paper.",
@@ -40,48 +46,72 @@ def update_ratio(tables: Tables) -> list[Finding]:
     ]
 
 
-def _too_far(stack: int, block: int, value: float, middle: float, *, apart: bool) -> Finding:
-    against = f"{value / middle:.0f} times the median of its siblings" if apart else "a tenth of the weight or more"
+def _too_far(place: tuple[int, int], value: float, middle: float, steps: tuple[int, int], *, is_apart: bool) -> Finding:
+    stack, block = place
+    against = f"{value / middle:.0f} times the median block's" if is_apart else "more than a tenth"
     return Finding(
         code="update-ratio",
         severity="warning",
-        confidence=0.8 if apart else 0.6,
+        confidence=_APART if is_apart else 0.6,
         block=block,
         component=f"stack {stack} weights",
         module_path="",
-        step=UPDATE_JUDGED_AFTER,
-        sentence=f"One step moves the weights of block {block} by {value:.2g} of their size: {against}.",
+        step=steps[0],
+        sentence=f"One optimizer step moves the weights of block {block} by {value:.2g} of their size, {against} "
+        f"(median of steps {steps[0]} to {steps[1]}).",
         evidence=Evidence(
-            "update RMS / weight RMS", value, middle if apart else 1e-3, "siblings" if apart else "rule of thumb 1e-3"
+            "update RMS / weight RMS",
+            value,
+            middle if is_apart else 1e-3,
+            "median of the sibling blocks" if is_apart else "about 1e-3 is common",
+            UPDATE_SIBLINGS * middle if is_apart else UPDATE_RATIO_HIGH,
         ),
-        remedy="Lower this parameter group's learning rate, or lengthen the warm-up.",
+        remedy="Lower this parameter group's learning rate." if is_apart else _SLOWER,
+    )
+
+
+def _all_too_far(middle: float, first: int, last: int) -> Finding:
+    """One cause for all blocks: one finding."""
+    return Finding(
+        code="update-ratio",
+        severity="warning",
+        confidence=0.6,
+        block=None,
+        component="weights",
+        module_path="",
+        step=first,
+        sentence=f"One optimizer step moves the weights of every block by more than a tenth of their size, {middle:.2g} at "
+        f"the median block (median of steps {first} to {last}).",
+        evidence=Evidence("update RMS / weight RMS", middle, 1e-3, "about 1e-3 is common", UPDATE_RATIO_HIGH),
+        remedy=_SLOWER,
     )
 
 
 def untrained(tables: Tables) -> list[Finding]:
-    """Report trainable weights inside blocks that never received a gradient while others did."""
+    """Report parameters that never received a gradient while others did."""
     rows = tables.parameters
-    if not len(rows) or not (rows["gradient_state"] == "value").any():
+    if not (rows["gradient_state"] == "value").any():
         return []
-    never = rows.groupby("name").filter(lambda group: bool((group["gradient_state"] == "none").all()))
-    names = sorted(never["name"].unique())
+    reached = set(rows.loc[rows["gradient_state"] != "none", "name"])
+    never = rows[~rows["name"].isin(reached)]
+    names = sorted(never["name"].astype(str).unique())
     if not names:
         return []
-    first = never.iloc[0]
+    blocks = sorted({int(block) for block in never["block"] if block >= 0})
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return [
         Finding(
             code="no-gradient",
-            severity="info",  # frozen on purpose (adapters) and forgotten look alike; requires_grad settles it later
+            severity="info",  # frozen on purpose (adapters) and forgotten look alike here
             confidence=1.0,
-            block=int(first["block"]) if first["block"] >= 0 else None,
-            component=str(first["branch"]),
-            module_path=str(first["name"]),
-            step=int(first["step"]),
-            sentence=f"{len(names)} parameters never received a gradient: {shown}.",
+            block=blocks[0] if len(blocks) == 1 else None,
+            component="parameters",
+            module_path=names[0] if len(names) == 1 else "",
+            step=int(never["step"].min()),
+            sentence=f"{len(names)} parameter{'s' if len(names) > 1 else ''} never received a gradient: {shown}.",
             evidence=Evidence(
-                "parameters without a gradient", float(len(names)), 0.0, "every trainable one receives one"
+                "parameters without a gradient", float(len(names)), 0.0, "every parameter in use receives one"
             ),
-            remedy="Fine if they are frozen on purpose; otherwise look for a detach, or for an input without gradients.",
+            remedy="Fine if frozen or unused on purpose; otherwise look for a detach, or for an input without gradients.",
         )
     ]

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from .architecture import Architecture
 
+NORM_EPS = 1e-6
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
@@ -84,8 +85,8 @@ class Block(nn.Module):
             y: Tensor = x + self.attention(self.attention_in(x)) + self.mlp(self.mlp_in(x))
             return y
         x = self.attention_post(x + self.attention_out(self.attention(self.attention_in(x))))
-        x = self.mlp_post(x + self.mlp_out(self.mlp(self.mlp_in(x))))
-        return x
+        z: Tensor = self.mlp_post(x + self.mlp_out(self.mlp(self.mlp_in(x))))
+        return z
 
 
 class ReferenceTransformer(nn.Module):
@@ -130,12 +131,15 @@ class ReferenceTransformer(nn.Module):
 def norm(architecture: Architecture) -> nn.Module:
     """Return one norm over the width."""
     if architecture.norm_kind == "rmsnorm":
-        return nn.RMSNorm(architecture.width, eps=1e-6)
-    return nn.LayerNorm(architecture.width, eps=1e-6, bias=architecture.biases)
+        return nn.RMSNorm(architecture.width, eps=NORM_EPS)
+    return nn.LayerNorm(architecture.width, eps=NORM_EPS, bias=architecture.biases)
 
 
 def theory_of(architecture: Architecture, n_tokens: int) -> dict[str, float | int | str | bool] | None:
-    """Return what the closed-form prediction of a serial architecture starts from; None where there is none."""
+    """Return what the closed-form prediction starts from, on uniformly random tokens; None where there is none.
+
+    It knows relu and gelu in serial blocks; SiLU and parallel blocks have none here.
+    """
     if architecture.is_parallel or architecture.activation not in ("relu", "gelu"):
         return None
     d, f = architecture.width, architecture.hidden
@@ -150,5 +154,7 @@ def theory_of(architecture: Architecture, n_tokens: int) -> dict[str, float | in
         "input_gain_backward": f * wide * d * wide,
         "activation": architecture.activation,
         "n_tokens": n_tokens,
+        "logits_std": d * square,
+        "norm_eps": NORM_EPS,
         "is_causal": True,
     }
