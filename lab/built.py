@@ -35,7 +35,9 @@ def built(target: str, *, n_blocks: int | None = None, seed: int = 0) -> tuple[n
         return _from_function(target)
     config = _config(target)
     if n_blocks is not None:
-        config.num_hidden_layers = n_blocks
+        for name in ("num_hidden_layers", "num_decoder_layers"):
+            if getattr(config, name, None) is not None:
+                setattr(config, name, n_blocks)
     model = _from_config(config, target)
     return model, _batch(model, config, target)
 

@@ -44,7 +44,7 @@ def sketch(branches: Sequence[Branch]) -> Markup:
         parts += _branch(branch, y)
         y -= _ROW
         if branch.placement == "post":
-            parts.append(_box(_STREAM - _NORM_WIDTH / 2, y - 6, _NORM_WIDTH, _norm_name(branch), "norm"))
+            parts.append(_box(_STREAM - _NORM_WIDTH / 2, y - 6, _NORM_WIDTH, norm_name(branch), "norm"))
             y -= _NORM_ROW
     label = f"One block: {'; '.join(describe(branch) for branch in branches)}"
     return Markup(
@@ -54,7 +54,7 @@ def sketch(branches: Sequence[Branch]) -> Markup:
 
 def describe(branch: Branch) -> str:
     """Return how one branch is normed, as a formula in words."""
-    name = _branch_name(branch)
+    name = branch_name(branch)
     forms = {
         "pre": f"x + {name}(norm(x))",
         "post": f"norm(x + {name}(x))",
@@ -74,11 +74,11 @@ def _branch(branch: Branch, y: float) -> list[Markup]:
     row, back, x = y - 14, y - 60, float(_LEFT)
     boxes: list[tuple[float, str, str]] = []
     if before:
-        boxes.append((_NORM_WIDTH, _norm_name(branch), "norm"))
-    name = _branch_name(branch)
+        boxes.append((_NORM_WIDTH, norm_name(branch), "norm"))
+    name = branch_name(branch)
     boxes.append((_BRANCH_WIDTH, name + (" + bias" if branch.output_bias else ""), "branch"))
     if after:
-        boxes.append((_NORM_WIDTH, _norm_name(branch), "norm"))
+        boxes.append((_NORM_WIDTH, norm_name(branch), "norm"))
     end = x + sum(width for width, _, _ in boxes) + _GAP * len(boxes)
     path = Markup('<path class="wire" d="M{} {} H{} V{} H{}"/>').format(_STREAM, row, end, back, _STREAM + 10)
     parts = [path]
@@ -92,11 +92,13 @@ def _branch(branch: Branch, y: float) -> list[Markup]:
     return parts
 
 
-def _branch_name(branch: Branch) -> str:
+def branch_name(branch: Branch) -> str:
+    """Return what a reader calls the branch."""
     return {"mlp": "MLP", "moe": "MoE"}.get(branch.kind, plain(branch.kind, 24).replace("_", " "))
 
 
-def _norm_name(branch: Branch) -> str:
+def norm_name(branch: Branch) -> str:
+    """Return what a reader calls the branch's norms."""
     return {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}.get(branch.norm_kind, "norm")
 
 

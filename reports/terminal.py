@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from rheoscope.diagnostics.diagnosis import Diagnosis
+from rheoscope.probes.anatomy import Anatomy
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from . import words
+from .sketch import typical_block
+from .text_sketch import rows, text_sketch
+from .theme import plain
 
 _COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
 _MARKS = {"error": ("error", "red"), "warning": ("warning", "yellow"), "info": ("remark", "dim")}
@@ -19,13 +24,29 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     head = Text(diagnosis.verdict, style=_COLOURS[diagnosis.verdict])
     console.print(head.append(f"  {words.verdict_sentence(diagnosis)}", style="default"))
-    rows = Table.grid(padding=(0, 2))
+    lines = Table.grid(padding=(0, 2))
     for item in words.items(diagnosis):
         mark, colour = _MARKS[item.severity]
-        rows.add_row(Text(mark, style=colour), Text(item.sentence))
+        lines.add_row(Text(mark, style=colour), Text(item.sentence))
         if item.remedy:
-            rows.add_row("", Text(f"What to do: {item.remedy}", style="dim"))
-    console.print(rows)
+            lines.add_row("", Text(f"What to do: {item.remedy}", style="dim"))
+    console.print(lines)
+
+
+def show_anatomy(anatomy: Anatomy, console: Console | None = None) -> None:
+    """Print what discovery found: each stack as a table of its blocks and the sketch of one of them."""
+    console = console or Console(highlight=False)
+    console.print(Text(words.anatomy_sentence(anatomy)))
+    for stack in anatomy.stacks:
+        table = Table(
+            "blocks", "branch", "norm placement", "norm kind", "bias", "skip scale", "ledger error", box=SIMPLE
+        )
+        for row in rows(stack):
+            table.add_row(*(Text(cell) for cell in row))
+        title = f"Stack {stack.index}: {stack.n_blocks} blocks, {stack.width} wide"
+        console.print(Text(title, style="bold"), table, Text(text_sketch(typical_block(stack))), Text(""))
+    for problem in anatomy.problems:
+        console.print(Text(f"Not certain: {plain(problem, 600)}", style="yellow"))
 
 
 def progress() -> Progress:

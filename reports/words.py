@@ -66,6 +66,9 @@ SUMMARY_COLUMNS = {
 }
 
 
+_NORM_KINDS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm", "mixed": "norms of several kinds", "none": "no norms"}
+
+
 @dataclass(frozen=True)
 class Item:
     """A finding in words."""
@@ -120,7 +123,7 @@ def anatomy_sentence(anatomy: Anatomy) -> str:
         + f"{len(anatomy.problems)} reservations stand under what was not measured."
     )
     return f"{stacks}{anatomy.n_blocks} blocks, {anatomy.n_branches} branches, {anatomy.placement}-norm, " + (
-        f"{anatomy.norm_kind}. {proof}"
+        f"{_NORM_KINDS.get(anatomy.norm_kind, anatomy.norm_kind)}. {proof}"
     )
 
 

@@ -12,9 +12,7 @@ FORMAT_PAGE = (ROOT / "docs" / "recording_format.md").read_text(encoding="utf-8"
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_column_of_a_table_is_documented_in_its_section(table: str) -> None:
-    sections = {
-        heading: body for heading, body in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", FORMAT_PAGE, re.S | re.M)
-    }
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", FORMAT_PAGE, re.S | re.M))
     section = next(body for heading, body in sections.items() if table in heading.split(", "))
 
     documented = set(re.findall(r"`(\w+)`", section))

@@ -152,3 +152,16 @@ def test_public_names_are_there_and_load_lazily() -> None:
     assert set(rheoscope.__all__) <= set(dir(rheoscope))
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         rheoscope.nonsense  # noqa: B018
+
+
+def test_examine_prints_the_anatomy_and_the_verdict(tmp_path: Path) -> None:
+    sizes = {"n_embd": 16, "n_head": 2, "n_layer": 4, "vocab_size": 61, "n_positions": 64, "loss_type": "ForCausalLM"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
+
+    code, text = called("examine", tmp_path, "-o", tmp_path / "page.html")
+
+    assert code == 0
+    assert "4 blocks, 8 branches, pre-norm, LayerNorm." in text
+    assert "├── LayerNorm ── attention + bias ──╯" in text
+    assert "PASS" in text
+    assert (tmp_path / "page.html").is_file()

@@ -5,11 +5,12 @@ import io
 import pandas as pd
 from rheoscope.diagnostics.diagnosis import Diagnosis
 from rheoscope.diagnostics.finding import Evidence, Finding
-from rheoscope.probes.anatomy import Branch
+from rheoscope.probes.anatomy import Branch, Stack
 from rheoscope.reports import words
 from rheoscope.reports.grid import MOST_ROWS, grid
 from rheoscope.reports.sketch import sketch
 from rheoscope.reports.terminal import show
+from rheoscope.reports.text_sketch import rows, text_sketch
 from rich.console import Console
 
 
@@ -91,3 +92,28 @@ def test_a_sketch_puts_each_norm_where_it_is() -> None:
     }
     assert 'aria-label="One block: norm(x + attention(x))"' in shown["post"]
     assert "attention + bias" in shown["pre"]
+
+
+def test_a_text_sketch_reads_from_the_bottom_up() -> None:
+    attention, mlp = branch("pre"), Branch(0, 0, 2, "mlp", "post", "layernorm", scale=2.0)
+
+    assert text_sketch([attention, mlp]).splitlines() == [
+        "↑",
+        "▣ LayerNorm",
+        "⊕◂────────╮",
+        "├── MLP ──╯",
+        "│ × 2",
+        "⊕◂────────────────────────────────╮",
+        "├── RMSNorm ── attention + bias ──╯",
+        "│",
+    ]
+
+
+def test_blocks_that_are_alike_share_a_row() -> None:
+    blocks = [
+        Branch(0, i, i + 1, "mlp", "pre" if i < 3 else "double", "rmsnorm", ledger_error=1e-8 * i) for i in range(4)
+    ]
+
+    found = list(rows(Stack(0, tuple(blocks))))
+
+    assert [(row[0], row[2], row[6]) for row in found] == [("0-2", "pre", "2 × 10⁻⁸"), ("3", "double", "3 × 10⁻⁸")]
