@@ -7,7 +7,13 @@ import pandas as pd
 
 from .finding import Evidence, Finding
 from .tables import Tables, block_states, groups, slope
-from .thresholds import GRADIENT_SLOPE_LIMIT, GRADIENT_TOTAL_LIMIT, LEAST_BLOCKS, SKIP_TRANSMISSION_LOW
+from .thresholds import (
+    GRADIENT_LEAST_TOTAL,
+    GRADIENT_SLOPE_LIMIT,
+    GRADIENT_TOTAL_LIMIT,
+    LEAST_BLOCKS,
+    SKIP_TRANSMISSION_LOW,
+)
 
 
 def gradient_slope(tables: Tables) -> list[Finding]:
@@ -30,16 +36,18 @@ def _slope_finding(tables: Tables, stack: int, step: int, value: float, rows: pd
     # Gradients flow down: a positive slope over depth means that they shrink on their way to the first block.
     shrinks = value > 0
     total = abs(value) * float(np.ptp(rows["block"].to_numpy(float)))
-    is_ill = abs(value) > GRADIENT_SLOPE_LIMIT or total > np.log(GRADIENT_TOTAL_LIMIT)
+    least = GRADIENT_LEAST_TOTAL if abs(value) > GRADIENT_SLOPE_LIMIT else GRADIENT_TOTAL_LIMIT
+    is_ill = total > np.log(least)
+    name = tables.stack_name(stack)
     below, above = float(rows["rms"].iloc[0]), float(rows["rms"].iloc[-1])
     path = (
         f"from {above:.2g} RMS after block {int(rows['block'].iloc[-1])} to {below:.2g} after block "
         f"{int(rows['block'].iloc[0])} (step {step}; trend {abs(value):.2g} in ln RMS per block)"
     )
     if is_ill:
-        sentence = f"The gradient {'shrinks' if shrinks else 'grows'} on its way down, {path}."
+        sentence = f"The gradient {'shrinks' if shrinks else 'grows'} on its way down{name}, {path}."
     else:
-        sentence = f"Gradients reach every block. At the steepest they go {path}."
+        sentence = f"Gradients reach every block{name}. At the steepest they go {path}."
     on_stream = tables.placement(stack) == "post"
     cure = "Move the norms off the residual stream (pre-norm)" if on_stream else "Norm what each branch reads"
     return Finding(
@@ -84,7 +92,7 @@ def skip_path(tables: Tables) -> list[Finding]:
                 component=f"stack {stack}",
                 module_path="",
                 step=int(steps[0]),
-                sentence=_skip_sentence(tables.placement(stack), steps, values),
+                sentence=_skip_sentence(tables.placement(stack), tables.stack_name(stack), steps, values),
                 evidence=Evidence(
                     "skip transmission",
                     value,
@@ -101,13 +109,14 @@ def skip_path(tables: Tables) -> list[Finding]:
     return found
 
 
-def _skip_sentence(placement: str, steps: np.ndarray, values: np.ndarray) -> str:
+def _skip_sentence(placement: str, name: str, steps: np.ndarray, values: np.ndarray) -> str:
     where = f"{placement}-norm" if placement in ("pre", "post") else f"norm placement {placement}"
     if np.allclose(values, 1.0, rtol=0, atol=1e-6):
         when = "" if len(steps) == 1 else " at every sampled step"
-        return f"Along the skips alone the gradient comes down to the first block unchanged{when} ({where})."
-    head = f"Along the skips alone {values[0]:.2g} of the gradient's RMS comes down to the first block ({where}" + (
-        ")" if len(steps) == 1 else f", step {steps[0]}), and {values[-1]:.2g} at step {steps[-1]}"
+        return f"Along the skips alone the gradient comes down to the first block{name} unchanged{when} ({where})."
+    head = (
+        f"Along the skips alone {values[0]:.2g} of the gradient's RMS comes down to the first block{name} ({where}"
+        + (")" if len(steps) == 1 else f", step {steps[0]}), and {values[-1]:.2g} at step {steps[-1]}")
     )
     return head + (
         ": what stands on the stream damps the identity path." if values.min() < SKIP_TRANSMISSION_LOW else "."

@@ -86,7 +86,7 @@ class Comparison:
             "group": self.group(label),
             "placement": anatomy.placement,
             "norm_kind": anatomy.norm_kind,
-            "has_biases": anatomy.has_biases,
+            "has_biases": run.has_biases(),
             "n_blocks": anatomy.n_blocks,
             "loss_first": first(losses),
             "loss_last": float(tail.mean()) if len(tail) else None,

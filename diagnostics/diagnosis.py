@@ -122,10 +122,14 @@ def _not_judged(tables: Tables) -> Iterator[str]:
     elif updates["step"].max() < UPDATE_JUDGED_AFTER:
         yield f"Updates were not judged: the first {UPDATE_JUDGED_AFTER} steps belong to warm-up, and no later one was sampled."
     if tables.anatomy.branches and not len(tables.bias_share().dropna()):
-        yield (
-            "Bias shares were not judged: no step was sampled in which a branch's bias and output were both seen."
-            if tables.anatomy.has_biases
-            else "Bias shares were not judged: no branch was found to end in a bias."
-        )
+        yield f"Bias shares were not judged: {_why_no_bias_share(tables)}."
     if not len(tables.recording.table("attention")):
         yield "Attention logits and entropy were not judged: this version does not record them."
+
+
+def _why_no_bias_share(tables: Tables) -> str:
+    if tables.anatomy.has_biases:
+        return "no step was sampled in which a branch's bias and its output were both seen"
+    if tables.anatomy.is_parallel:
+        return "parallel branches are added at once, and no hook tells their biases apart"
+    return "no branch was found to end in a bias"

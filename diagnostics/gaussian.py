@@ -14,20 +14,20 @@ Moment = Callable[[float, np.ndarray], np.ndarray]
 
 
 def relu(v: float, r: np.ndarray) -> np.ndarray:
-    """Return the moment of ReLU, E[relu(x) relu(y)] (Cho and Saul 2009, eq. 6)."""
+    """Return E[f(x) f(y)] for ReLU (Cho and Saul 2009, eq. 6)."""
     whole: np.ndarray = v * (np.sqrt(1 - r * r) + r * (np.pi - np.arccos(r))) / (2 * np.pi)
     return whole
 
 
 def relu_slope(v: float, r: np.ndarray) -> np.ndarray:
-    """Return the moment of ReLU's slope, E[relu'(x) relu'(y)], the same at every variance."""
+    """Return E[f'(x) f'(y)] for ReLU, the same at every variance."""
     del v
     whole: np.ndarray = (np.pi - np.arccos(r)) / (2 * np.pi)
     return whole
 
 
 def gelu(v: float, r: np.ndarray) -> np.ndarray:
-    """Return the moment of GELU, E[gelu(x) gelu(y)] (Kedia et al. 2024)."""
+    """Return E[f(x) f(y)] for GELU (Kedia et al. 2024)."""
     a = r * v / (1 + v)
     top, root = v * (1 - r * r) + 1 + r * r, np.sqrt((1 + v) ** 2 - (r * v) ** 2)
     whole: np.ndarray = v / 4 * (r + 2 / np.pi * r * np.arcsin(a) + 2 * v / np.pi * top / ((1 + v) * root))
@@ -35,7 +35,7 @@ def gelu(v: float, r: np.ndarray) -> np.ndarray:
 
 
 def gelu_slope(v: float, r: np.ndarray) -> np.ndarray:
-    """Return the moment of GELU's slope, the derivative of ``gelu`` by r over v."""
+    """Return E[f'(x) f'(y)] for GELU, the derivative of ``gelu`` by r over v."""
     a = r * v / (1 + v)
     top, root = v * (1 - r * r) + 1 + r * r, np.sqrt((1 + v) ** 2 - (r * v) ** 2)
     steepness = (2 * r * (1 - v) + top * r * v * v / root**2) / root

@@ -27,7 +27,8 @@ def residual_growth(tables: Tables) -> list[Finding]:
                 component=f"stack {stack}",
                 module_path="",
                 step=step,
-                sentence=f"The residual stream's RMS is {first:.3g} after block {int(rows['block'].iloc[0])} and "
+                sentence=f"The residual stream's RMS{tables.stack_name(stack)} is {first:.3g} after block "
+                f"{int(rows['block'].iloc[0])} and "
                 f"{last:.3g} after block {int(rows['block'].iloc[-1])} (step {step}; trend {value:+.2g} in ln RMS per block)"
                 + (": it multiplies with depth." if is_ill else "."),
                 evidence=Evidence(

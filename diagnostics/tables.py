@@ -31,6 +31,10 @@ class Tables:
         known = {found.index: found.placement for found in self.anatomy.stacks}
         return known.get(stack, "unknown")
 
+    def stack_name(self, stack: int) -> str:
+        """Return words that tell a stack from the others, "" where it is the only one."""
+        return f" in stack {stack}" if len(self.anatomy.stacks) > 1 else ""
+
     @cached_property
     def steps(self) -> pd.DataFrame:
         """The steps table, by step."""
@@ -148,6 +152,11 @@ class Tables:
         frame = summed.groupby(["step", "stack", "block"], as_index=False)[["energy", "bias"]].sum()
         share = frame["bias"] / frame["energy"].where(frame["energy"] > 0)
         return frame[["step", "stack", "block"]].assign(share=share)
+
+    def has_biases(self) -> bool:
+        """Return whether any block has a bias: in a projection, or in a norm."""
+        rows = self.parameters
+        return bool(((rows["block"] >= 0) & rows["role"].isin(["bias", "norm_bias"])).any()) or self.anatomy.has_biases
 
     def update_ratios(self) -> pd.DataFrame:
         """Return step, stack, block, ratio: update RMS over weight RMS of the block's weight matrices together."""
