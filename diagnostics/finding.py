@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -59,5 +60,10 @@ class Finding:
     reference: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values; a number that is not finite becomes None, which JSON can hold."""
+        value = asdict(self)
+        value["evidence"] = {
+            name: None if isinstance(item, float) and not math.isfinite(item) else item
+            for name, item in value["evidence"].items()
+        }
+        return value

@@ -42,13 +42,13 @@ class Tables:
 
     @cached_property
     def activations(self) -> pd.DataFrame:
-        """The activations table."""
-        return self.recording.table("activations")
+        """The activations table; a row without its place says nothing."""
+        return self.recording.table("activations").dropna(subset=["step", "stack", "block", "depth"])
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
-        """The parameters table."""
-        return self.recording.table("parameters")
+        """The parameters table; a row without its place says nothing."""
+        return self.recording.table("parameters").dropna(subset=["step", "block", "name"])
 
     @cached_property
     def gradient_paths(self) -> pd.DataFrame:
@@ -187,7 +187,7 @@ class Tables:
 def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.DataFrame]]:
     """Yield the rows of ``frame`` that share the whole numbers in columns ``keys``, in their order."""
     names = list(keys)
-    for place in frame[names].drop_duplicates().sort_values(names).to_numpy(int).tolist():
+    for place in frame[names].dropna().drop_duplicates().sort_values(names).to_numpy(int).tolist():
         yield place, frame[(frame[names] == place).all(axis=1)]
 
 

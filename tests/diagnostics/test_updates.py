@@ -1,0 +1,70 @@
+"""Parameters that move too far or not at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rheoscope.diagnostics.tables import Tables
+from rheoscope.diagnostics.updates import untrained, update_ratio
+
+LATE = (0, 10, 20)
+
+
+def test_updates_of_a_thousandth_are_described(made: Any) -> None:
+    (finding,) = update_ratio(Tables(made(steps=LATE, update=lambda block: 1e-3).recording()))
+
+    assert (finding.severity, finding.evidence.observed) == ("info", pytest.approx(1e-3))
+
+
+def test_one_block_that_moves_thirty_times_as_far_as_its_siblings_is_named(made: Any) -> None:
+    (finding,) = update_ratio(Tables(made(steps=LATE, update=lambda block: 3e-2 if block == 4 else 1e-3).recording()))
+
+    assert (finding.severity, finding.block) == ("warning", 4)
+    assert "30 times the median block's" in finding.sentence
+
+
+def test_a_block_that_moves_ten_times_as_far_is_no_warning(made: Any) -> None:
+    (finding,) = update_ratio(Tables(made(steps=LATE, update=lambda block: 1e-2 if block == 4 else 1e-3).recording()))
+
+    assert finding.severity == "info"
+
+
+def test_a_learning_rate_that_is_too_high_everywhere_is_one_finding(made: Any) -> None:
+    (finding,) = update_ratio(Tables(made(steps=LATE, update=lambda block: 0.3).recording()))
+
+    assert (finding.severity, finding.block) == ("warning", None)
+    assert "every block" in finding.sentence
+
+
+def test_the_first_steps_are_not_judged(made: Any) -> None:
+    assert update_ratio(Tables(made(steps=(0, 5), update=lambda block: 0.3).recording())) == []
+
+
+def test_a_run_without_an_optimizer_has_no_update_finding(made: Any) -> None:
+    assert update_ratio(Tables(made(steps=LATE).recording())) == []
+
+
+def test_a_parameter_without_a_gradient_among_others_with_one_is_told(made: Any) -> None:
+    recording = made(steps=LATE).set("parameters", "gradient_state", "none", block=2, branch="mlp")
+
+    (finding,) = untrained(Tables(recording.recording()))
+
+    assert (finding.block, finding.module_path) == (2, "blocks.0.2.mlp.weight")
+    assert finding.severity == "info"
+
+
+def test_a_parameter_that_received_a_gradient_once_is_not_told(made: Any) -> None:
+    recording = made(steps=LATE).set("parameters", "gradient_state", "none", block=2, step=0)
+
+    assert untrained(Tables(recording.recording())) == []
+
+
+def test_a_gradient_of_zero_is_a_gradient(made: Any) -> None:
+    recording = made().set("parameters", "gradient_state", "zero", block=2)
+
+    assert untrained(Tables(recording.recording())) == []
+
+
+def test_a_run_without_backward_says_nothing_of_missing_gradients(made: Any) -> None:
+    assert untrained(Tables(made(gradient=None).recording())) == []
