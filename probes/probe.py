@@ -225,7 +225,8 @@ class Probe:
             self._say(
                 "never_forwarded",
                 f"Expected forwards of the attached {type(self.model).__name__} in training mode, got none before "
-                "probe.step(loss): only the loss is recorded. Attach to the module that the loop calls, in train().",
+                "probe.step(loss): only the loss is recorded. Attach to the module that the loop calls, in train(); one "
+                "compiled whole by model.compile() shows no forward, torch.compile(model) does.",
             )
         was_sampled = self._n_measured is not None
         self._n_steps += 1

@@ -119,4 +119,4 @@ def test_a_bias_share_needs_the_bias_that_the_branch_adds(tmp_path: Path) -> Non
     bias = rows[(rows["site"] == "bias") & (rows["depth"] == 1)].iloc[0]
     assert bias["rms"] == pytest.approx(0.5)
     assert bias["module_path"] == "blocks.0.attention.out.bias"
-    assert oracles.WIDTH == model.blocks[0].attention.out.bias.numel()
+    assert model.blocks[0].attention.out.bias.numel() == oracles.WIDTH

@@ -6,7 +6,6 @@ import copy
 import io
 import logging
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 from oracles import ORACLES, NanoGPT, Plain, batch_of, loss_of, rms
 from rheoscope.probes import probe as probe_module
-from rheoscope.probes.errors import BatchError, DiscoveryError, ProbeError, RheoscopeError
+from rheoscope.probes.errors import BatchError, DiscoveryError
 from rheoscope.probes.hooked import Hook
 from rheoscope.probes.recorder import Probe, attach
 from rheoscope.probes.taps import MOST_READINGS
@@ -236,11 +235,17 @@ def test_an_exception_in_a_forward_leaves_no_half_measured_micro_batch(tmp_path:
 
 def test_a_run_that_raises_is_closed_and_says_so(tmp_path: Path) -> None:
     model = NanoGPT().train()
-    with pytest.raises(KeyboardInterrupt), attach(model, every=1, folder=tmp_path / "run") as probe:
-        loss = loss_of(model, batch_of(model))
-        loss.backward()
-        probe.step(loss)
-        raise KeyboardInterrupt
+    probe = attach(model, every=1, folder=tmp_path / "run")
+
+    def loop() -> None:
+        with probe:
+            loss = loss_of(model, batch_of(model))
+            loss.backward()
+            probe.step(loss)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
 
     assert probe.recording.manifest["status"] == "closed"
     assert kinds(probe) == ["interrupted"]
@@ -422,9 +427,6 @@ def test_faults_in_hooks_do_not_reach_training(
         tiny_training(NanoGPT(), tmp_path / "strict", strict=True)
 
 
-Scalar = Callable[[], object]
-
-
 @pytest.mark.parametrize(
     ("loss", "tokens", "sentence"),
     [
@@ -463,7 +465,3 @@ def test_the_recording_of_an_open_probe_holds_every_step(tmp_path: Path) -> None
             probe.step(float(step))
         assert probe.recording.table("steps")["loss"].tolist() == [0, 1, 2, 3, 4, 5, 6]
         assert probe.recording.manifest["status"] == "open"
-
-
-def test_every_message_of_the_room_is_an_error_of_the_one_tree() -> None:
-    assert issubclass(ProbeError, RheoscopeError)

@@ -48,7 +48,7 @@ def test_an_anatomy_of_another_model_is_refused(tmp_path: Path) -> None:
     anatomy = discover(other, batch_of(other))
     model = NanoGPT()
 
-    with pytest.raises(ProbeError, match="Expected an anatomy of this model, got one with .* NanoGPT does not have"):
+    with pytest.raises(ProbeError, match=r"Expected an anatomy of this model, got one with .* NanoGPT does not have"):
         attach(model, folder=tmp_path / "run", anatomy=anatomy)
 
     assert not (tmp_path / "run").exists()
@@ -73,7 +73,7 @@ def test_a_given_anatomy_measures_what_discovery_would(tmp_path: Path) -> None:
 def test_a_folder_that_holds_a_recording_is_refused(tmp_path: Path) -> None:
     run(NanoGPT(), tmp_path / "run")
 
-    with pytest.raises(RecordingExistsError, match="which holds one. Pass resume=True to continue it"):
+    with pytest.raises(RecordingExistsError, match=r"which holds one\. Pass resume=True to continue it"):
         attach(NanoGPT(), folder=tmp_path / "run")
 
 

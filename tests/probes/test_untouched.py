@@ -40,9 +40,13 @@ def test_flags_come_back_module_by_module_after_an_exception() -> None:
     model.blocks[1].eval()
     before = [module.training for module in model.modules()]
 
-    with pytest.raises(KeyboardInterrupt), untouched(model, training=False):
-        assert not any(module.training for module in model.modules())
-        raise KeyboardInterrupt
+    def work() -> None:
+        with untouched(model, training=False):
+            assert not any(module.training for module in model.modules())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
     assert [module.training for module in model.modules()] == before
 
