@@ -76,7 +76,7 @@ def test_a_killed_run_loads_with_every_flushed_step(when: str, tmp_path: Path) -
     assert LAST % EVERY == 0
     assert steps["step"].tolist()[: LAST + 1] == list(range(LAST + 1))
     assert steps["loss"].tolist()[: LAST + 1] == losses
-    whole = recording.table("activations", steps=range(0, LAST + 1))
+    whole = recording.table("activations", steps=range(LAST + 1))
     assert sorted(whole["step"].unique()) == list(range(0, LAST + 1, EVERY))
     assert whole.groupby("step").size().nunique() == 1
     assert len(recording.table("parameters", steps=LAST)) == len(list(NanoGPT().parameters()))
