@@ -62,6 +62,7 @@ def _gpt2() -> nn.Module:
         n_head=N_HEADS,
         bos_token_id=0,
         eos_token_id=0,
+        loss_type="ForCausalLM",
     )
     model: nn.Module = GPT2LMHeadModel(config)
     return model
