@@ -19,6 +19,7 @@ from .manifest import manifest
 from .parameters import ParameterTaps, bias_rows
 from .recording import Recording
 from .schema import TABLES
+from .skip_path import skip_path
 from .taps import Taps
 from .untouched import untouched
 
@@ -66,7 +67,8 @@ def examine(
         rows = {"parameters": parameters.rows()}
         rows["activations"] = [*taps.activation_rows(readings), *bias_rows(anatomy, rows["parameters"])]
         rows["gradient_paths"] = taps.path_rows(readings)
-        rows["identities"] = [*_ledger(anatomy), *amplification(model, batch, anatomy, seed=seed)]
+        skips = skip_path(model, batch, anatomy, lambda output: _loss_of(output, batch, loss_fn))
+        rows["identities"] = [*_ledger(anatomy), *skips, *amplification(model, batch, anatomy, seed=seed)]
     squares = [r["n"] * r["gradient_rms"] ** 2 for r in rows["parameters"] if r["gradient_rms"] is not None]
     rows["steps"] = [{"loss": loss, "gradient_norm": sum(squares) ** 0.5, "micro_batches": 1, "is_sampled": True}]
     for name, found in rows.items():
@@ -92,7 +94,7 @@ def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | No
         with torch.enable_grad():
             output = call(model, batch)
             taps.end()
-            loss = default_loss(output, batch) if loss_fn is None else _loss(loss_fn, output, batch)
+            loss = _loss_of(output, batch, loss_fn)
             if not loss.requires_grad:
                 raise BatchError(
                     "Expected a loss that depends on parameters that require gradients, got one that depends on none. "
@@ -102,6 +104,10 @@ def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | No
     finally:
         taps.detach()
     return float(loss.detach())
+
+
+def _loss_of(output: Any, batch: Batch, loss_fn: LossFunction | None) -> Tensor:
+    return default_loss(output, batch) if loss_fn is None else _loss(loss_fn, output, batch)
 
 
 def _loss(loss_fn: LossFunction, output: Any, batch: Batch) -> Tensor:
