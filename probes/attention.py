@@ -16,17 +16,19 @@ from torch._higher_order_ops.flex_attention import flex_attention as flex_operat
 from torch.nn import functional
 
 from .anatomy import Anatomy
-from .attention_logits import Logits, chosen_queries, default_scale, of_dot_products, of_modified_scores, of_softmax
-from .attention_statistics import N_CHOOSING, N_SEEING, N_SUMS, bound, head_sums, largest_alone, statistics
+from .attention_logits import default_scale, n_chosen, of_dot_products, of_modified_scores, of_softmax
+from .attention_statistics import N_CHOOSING, N_SEEING, N_SUMS, bound, head_sums, largest_alone, statistics, together
 from .device_rows import DeviceRows
 from .plain import is_plain
 from .running import ATTENTION_KINDS, Moment, places
+from .scratch import Scratch
 
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
 _PRODUCTS = (
     *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm),
     *(torch.baddbmm, Tensor.baddbmm, torch.einsum, torch.functional.einsum),
 )
+_MOST_LOGITS = 2**20  # worked on at once: 4 MB
 _MOST_SHAPES = 16  # products that are remembered between two softmaxes
 Measure = Callable[[Moment], None]
 Shape = tuple[int, int, int]
@@ -50,6 +52,7 @@ class AttentionCalls:
         """Measure logits exactly, or only bound them by the norms of queries and keys."""
         self._anatomy, self._is_exact = anatomy, is_exact
         self._rows = DeviceRows(N_SUMS)
+        self._scratch = Scratch()
         self._calls: list[_Call] = []
         self._products: set[Shape] = set()
         self._doubtful: tuple[_Call, Shape] | None = None
@@ -96,7 +99,13 @@ class AttentionCalls:
         def measure(moment: Moment) -> None:
             queries, keys, mask, first_head = self._with_heads(query, key, attn_mask)
             if self._is_exact:
-                self._keep(of_dot_products(queries, keys, mask, is_causal, scale), moment, first_head)
+                parts = []
+                for some in _batches(queries, keys):
+                    rows = None if mask is None else mask[some] if mask.dim() == 4 and len(mask) > 1 else mask
+                    some_keys = keys[some] if len(keys) > 1 else keys
+                    logits = of_dot_products(queries[some], some_keys, rows, is_causal, scale, self._scratch)
+                    parts.append(head_sums(logits.values, logits.visible, self._scratch))
+                self._add(together(parts), moment, first_head, query.shape[-2])
             else:
                 factor = default_scale(query) if scale is None else scale
                 self._add(bound(queries, keys, factor), moment, first_head, query.shape[-2])
@@ -121,7 +130,8 @@ class AttentionCalls:
 
         def measure(moment: Moment) -> None:
             if self._is_exact:
-                self._keep(of_modified_scores(query, key, score_mod, block_mask[-1], scale, buffers), moment, 0)
+                logits = of_modified_scores(query, key, score_mod, block_mask[-1], scale, buffers)
+                self._add(head_sums(logits.values, logits.visible), moment, 0, query.shape[-2])
             else:
                 self._add(bound(query, key, scale), moment, 0, query.shape[-2])
 
@@ -140,7 +150,11 @@ class AttentionCalls:
         def measure(moment: Moment) -> None:
             logits, first_head = self._heads_of_logits(values)
             if self._is_exact:
-                self._keep(of_softmax(logits), moment, first_head)
+                parts = []
+                for some in _batches(logits, logits):
+                    seen = of_softmax(logits[some], self._scratch)
+                    parts.append(head_sums(seen.values, seen.visible, self._scratch))
+                self._add(together(parts), moment, first_head, logits.shape[-2])
             else:
                 self._add(largest_alone(logits), moment, first_head, logits.shape[-2])
             call = self._calls[-1]
@@ -187,11 +201,8 @@ class AttentionCalls:
         n = flat.shape[0]
         if values.dim() == 3 and self._n_heads and n % self._n_heads == 0:
             # torch's own attention flattens batch by batch.
-            return flat.unflatten(0, (-1, self._n_heads)), 0
+            return flat.reshape(-1, self._n_heads, *flat.shape[1:]), 0
         return flat.unsqueeze(1), 0 if values.dim() == 3 and n == self._batch else -1
-
-    def _keep(self, logits: Logits, moment: Moment, first_head: int) -> None:
-        self._add(head_sums(logits.values, logits.hidden), moment, first_head, logits.n_queries)
 
     def _add(self, rows: Tensor, moment: Moment, first_head: int, n_queries: int) -> None:
         self._rows.add(rows)
@@ -214,16 +225,22 @@ class AttentionCalls:
                     "depth": branch.depth if branch else -1,
                     "call": nth,
                 }
-                chosen = len(range(*chosen_queries(call.n_queries).indices(call.n_queries)))
                 for head, row in enumerate(sums.tolist()):
                     is_exact = row[N_CHOOSING] == row[N_CHOOSING]
                     counts = {
                         "head": call.first_head + head,
                         "n_queries": int(row[N_SEEING]) if is_exact else None,
-                        "query_share": chosen / call.n_queries if is_exact and call.n_queries else None,
+                        "query_share": n_chosen(call.n_queries) / call.n_queries if is_exact and call.n_queries else None,
                     }
                     rows.append(place | counts | statistics(row))
         return rows
+
+
+def _batches(query: Tensor, key: Tensor) -> list[slice]:
+    """Return parts of the batch whose logits fit into the scratch memory; one that broadcasts is not parted."""
+    n_keys = key.shape[-1] if key is query else key.shape[-2]
+    size = max(1, _MOST_LOGITS // max(1, query.shape[1] * n_chosen(query.shape[-2]) * n_keys))
+    return [slice(first, first + size) for first in range(0, len(query), size)] if len(query) > 1 else [slice(None)]
 
 
 def _shape(tensor: Tensor) -> Shape:

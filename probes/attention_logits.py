@@ -6,6 +6,7 @@ masks and position biases, in float32 or wider.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention_statistics import hidden_by_value
+from .attention_statistics import HIDDEN, visible_by_value
+from .scratch import Scratch
 
-MOST_QUERIES = 64  # a head and sequence: their mean is within 12 % of a standard deviation of the mean of all
+# Of a long sequence every fourth query is measured, at least 16 and at most 64 of a head: what is measured costs then a
+# quarter of what the model spends on logits, or less, and a mean over 64 is known to an eighth of the spread of one.
+FEWEST_QUERIES, MOST_QUERIES, QUERIES_APART = 16, 64, 4
 
 
 @dataclass(frozen=True)
@@ -24,26 +28,27 @@ class Logits:
     """What the softmax of one call saw.
 
     Attributes:
-        values: shape (batch, heads, queries, keys), float32 or wider, owned by whoever receives it.
-        hidden: true where a key is masked, broadcasts to the shape of ``values``; None hides none.
+        values: shape (batch, heads, queries, keys), float32 or wider, owned by whoever receives it; ``HIDDEN`` where a
+            key is masked.
+        visible: 0 where a key is masked and 1 elsewhere, broadcasts to the shape of ``values``; None shows all.
         n_queries: queries of the call, of which ``values`` holds a subset.
     """
 
     values: Tensor
-    hidden: Tensor | None
+    visible: Tensor | None
     n_queries: int
 
 
 def chosen_queries(n: int) -> slice:
-    """Return which of ``n`` queries are measured: all up to 64, otherwise evenly spaced ones, the last among them."""
-    step = -(-n // MOST_QUERIES)
-    return slice((n - 1) % step if n else 0, n, step)
+    """Return which of ``n`` queries are measured: all of a short sequence, else evenly spaced ones, the last included."""
+    most = min(MOST_QUERIES, max(FEWEST_QUERIES, n // QUERIES_APART))
+    step = -(-n // most)
+    return slice((n - 1) % step if n else 0, n, step or 1)
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` outside the autograd graph, in float32 or wider."""
-    tensor = tensor.detach()
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
+def n_chosen(n: int) -> int:
+    """Return how many of ``n`` queries are measured."""
+    return len(range(*chosen_queries(n).indices(n)))
 
 
 def of_dot_products(
@@ -52,6 +57,7 @@ def of_dot_products(
     mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    scratch: Scratch | None = None,
 ) -> Logits:
     """Return the logits of ``scaled_dot_product_attention``.
 
@@ -61,33 +67,40 @@ def of_dot_products(
         mask: True where a key is seen, or a number to add; broadcasts to (batch, heads, queries, keys).
         is_causal: query i sees keys 0 to i, counted from the first of each.
         scale: of the logits; 1 / sqrt(head size) by default.
+        scratch: where to work; tensors 1 to 3 are used, and 1 is what is returned.
     """
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     chosen = chosen_queries(n_queries)
-    values = _products(wide(query[..., chosen, :]), wide(key))
-    values.mul_(default_scale(query) if scale is None else scale)
-    hidden = None
+    factor = default_scale(query) if scale is None else scale
+    values = _products(query[..., chosen, :], key, factor, scratch or Scratch())
+    visible = None
     if is_causal:
-        positions = torch.arange(n_queries, device=query.device)[chosen]
-        hidden = torch.arange(n_keys, device=query.device) > positions.unsqueeze(-1)
+        visible, hiding = _causal(n_queries, n_keys, values.device, values.dtype)
+        values.add_(hiding)
     if mask is not None:
         rows = mask.detach()
         if rows.dim() >= 2 and rows.shape[-2] > 1:
             rows = rows[..., chosen, :]
         if rows.dtype == torch.bool:
-            hidden = ~rows if hidden is None else hidden | ~rows
+            seen = rows.to(values.dtype)
+            values.add_((1.0 - seen).mul_(HIDDEN))
         else:
-            values = values.add_(rows)
-            too_low = hidden_by_value(values)
-            hidden = too_low if hidden is None else hidden | too_low
-    return Logits(values, hidden, n_queries)
+            values.add_(rows).clamp_min_(HIDDEN)
+            seen = visible_by_value(values)
+        visible = seen if visible is None else visible * seen
+    return Logits(values, visible, n_queries)
 
 
-def of_softmax(values: Tensor) -> Logits:
-    """Return the logits that a softmax by hand is given, shape (batch, heads, queries, keys), masked by their size."""
-    rows = values.detach()[..., chosen_queries(values.shape[-2]), :]
-    copied = rows.to(rows.dtype if rows.dtype == torch.float64 else torch.float32, copy=True)
-    return Logits(copied, hidden_by_value(copied), values.shape[-2])
+def of_softmax(values: Tensor, scratch: Scratch | None = None) -> Logits:
+    """Return the logits that a softmax by hand is given, masked by their size.
+
+    Args:
+        values: shape (batch, heads, queries, keys).
+        scratch: where to work; tensor 1 is used, and returned.
+    """
+    rows = values[..., chosen_queries(values.shape[-2]), :]
+    copied = (scratch or Scratch()).copy(1, rows).clamp_min_(HIDDEN)
+    return Logits(copied, visible_by_value(copied), values.shape[-2])
 
 
 def of_modified_scores(
@@ -110,17 +123,19 @@ def of_modified_scores(
     """
     n_queries = query.shape[-2]
     chosen = chosen_queries(n_queries)
-    scores = _products(wide(query[..., chosen, :]), wide(key)).mul_(scale)
+    scores = _products(query[..., chosen, :], key, scale, Scratch())
     places = [torch.arange(n, device=query.device) for n in (*scores.shape[:2], n_queries, key.shape[-2])]
     places[2] = places[2][chosen]
     if score_mod is not None:
         scores = _everywhere(score_mod, (0,), len(buffers[0]))(scores, *places, *buffers[0]).to(scores.dtype)
-    hidden = None if mask_mod is None else ~_everywhere(mask_mod, (), len(buffers[1]))(*places, *buffers[1])
-    if hidden is not None:
-        hidden = hidden.expand(scores.shape)
     # A score_mod may mask too, by -inf.
-    too_low = hidden_by_value(scores)
-    return Logits(scores.clone(), too_low if hidden is None else hidden | too_low, n_queries)
+    scores = scores.clamp_min(HIDDEN)
+    visible = visible_by_value(scores)
+    if mask_mod is not None:
+        seen = _everywhere(mask_mod, (), len(buffers[1]))(*places, *buffers[1]).to(scores.dtype)
+        visible = visible * seen
+        scores.add_((1.0 - seen).mul_(HIDDEN))
+    return Logits(scores, visible, n_queries)
 
 
 def default_scale(query: Tensor) -> float:
@@ -128,16 +143,29 @@ def default_scale(query: Tensor) -> float:
     return 1.0 / math.sqrt(query.shape[-1])
 
 
-def _products(query: Tensor, key: Tensor) -> Tensor:
-    """Return query @ key^T; each of fewer key heads serves as many neighbouring query heads."""
-    if query.dtype != key.dtype:
-        query, key = query.to(torch.float64), key.to(torch.float64)
-    n_heads, n_shared = query.shape[1], key.shape[1]
-    if n_shared in (n_heads, 1):
-        return query @ key.transpose(-2, -1)
-    batch, _, n, size = query.shape
-    grouped = query.reshape(batch, n_shared, (n_heads // n_shared) * n, size)
-    return (grouped @ key.transpose(-2, -1)).view(max(batch, key.shape[0]), n_heads, n, key.shape[-2])
+@functools.lru_cache(maxsize=4)
+def _causal(n_queries: int, n_keys: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return, for the measured queries, 1 where a key is no later than the query, and what hides the others."""
+    # Outside inference mode: what is kept must serve a training step too.
+    with torch.inference_mode(False):
+        positions = torch.arange(n_queries, device=device)[chosen_queries(n_queries)]
+        visible = (torch.arange(n_keys, device=device) <= positions.unsqueeze(-1)).to(dtype)
+        return visible, (1.0 - visible).mul_(HIDDEN)
+
+
+def _products(query: Tensor, key: Tensor, scale: float, scratch: Scratch) -> Tensor:
+    """Return query @ key^T scale, float32 or wider; each of fewer key heads serves as many neighbouring query heads."""
+    queries, keys = scratch.copy(2, query).mul_(scale), scratch.copy(3, key)
+    if queries.dtype != keys.dtype:
+        queries, keys = queries.to(torch.float64), keys.to(torch.float64)
+    n_heads, n_shared, n = queries.shape[1], keys.shape[1], queries.shape[2]
+    shape = (max(len(queries), len(keys)), n_heads, n, keys.shape[2])
+    if n_shared not in (n_heads, 1):
+        queries = queries.view(len(queries), n_shared, (n_heads // n_shared) * n, queries.shape[3])
+    out = scratch.empty(1, shape, queries)
+    folded = out.view(shape[0], queries.shape[1], queries.shape[2], shape[3])
+    torch.matmul(queries, keys.transpose(-2, -1), out=folded)
+    return out
 
 
 def _everywhere(function: Callable[..., Tensor], first: tuple[int, ...], n_buffers: int) -> Callable[..., Tensor]:

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from .scratch import Scratch
+
 # Columns of a row of sums, one row a head: the largest visible logit; sums over queries of the standard deviation of
 # their visible logits, of entropy, of entropy over its most, of the share of key 0; queries that saw two keys or more;
 # queries that saw any; the bound |q| |k| scale. NaN stands for "not measured".
@@ -23,47 +25,67 @@ LARGEST, SPREAD, ENTROPY, RATIO, FIRST, N_CHOOSING, N_SEEING, BOUND = range(N_SU
 HIDDEN_BELOW = -5e3
 
 
-def hidden_by_value(logits: Tensor) -> Tensor:
-    """Return which keys are masked, from the size of ``logits`` alone; a NaN is not masked."""
-    return logits <= HIDDEN_BELOW
+# What a hidden logit is set to: its weight is 0 beside any visible one, and 0 times it is 0, which of -inf is NaN.
+HIDDEN = -1e30
+# e^-87 = 2e-38 is nothing beside 1 and the last number that float32 holds in full: what underflows costs fifty times more.
+_SMALLEST_EXPONENT = -87.0
 
 
-def head_sums(logits: Tensor, hidden: Tensor | None) -> Tensor:
+def visible_by_value(logits: Tensor) -> Tensor:
+    """Return 1 where a key is visible and 0 where it is masked, from the size of ``logits`` alone; a NaN is visible."""
+    return 1.0 - (logits <= HIDDEN_BELOW).to(logits.dtype)
+
+
+def head_sums(logits: Tensor, visible: Tensor | None, scratch: Scratch | None = None) -> Tensor:
     """Return sums per head, shape (heads, 8); nothing is copied to the host.
 
     For one query with visible logits x of n keys, p = softmax x: spread = sqrt(mean (x - mean x)^2), entropy
     = - sum p ln p = ln z - sum e^c c / z with c = x - max x and z = sum e^c, and its ratio to ln n.
 
+    Filling by a boolean mask costs thirty times an addition or multiplication on the CPU: the mask is numbers.
+
     Args:
-        logits: as they enter the softmax, float32 or wider, shape (batch, heads, queries, keys); overwritten.
-        hidden: true where a key is masked, any shape that broadcasts to that of the logits; None hides none.
+        logits: as they enter the softmax, float32 or wider, shape (batch, heads, queries, keys), ``HIDDEN`` where a key
+            is masked; overwritten.
+        visible: 1 where a key is visible and 0 where it is masked, of the same dtype, any shape that broadcasts to that
+            of the logits; None shows all.
+        scratch: where to work; tensor 0 is used.
     """
+    work = (scratch or Scratch()).empty(0, logits.shape, logits)
     n_heads, n_keys = logits.shape[1], logits.shape[3]
-    if hidden is None:
+    if visible is None:
         n = logits.new_full((1, 1, 1), n_keys)
     else:
-        logits.masked_fill_(hidden, -math.inf)
-        n = n_keys - hidden.expand(*hidden.shape[:-1], n_keys).sum(-1).to(logits.dtype)
+        n = visible.expand(*visible.shape[:-1], n_keys).sum(-1)
         n = n.reshape((1,) * (3 - n.dim()) + n.shape)
     peak = logits.amax(-1)
-    is_choosing = n >= 2
-    # A query that sees nothing has the peak -inf, and -inf - -inf is NaN.
-    centred = logits.sub_(torch.where(n >= 1, peak, 0.0).unsqueeze(-1))
-    weights = centred.exp()
+    centred = logits.sub_(peak.unsqueeze(-1))
+    counted = centred if visible is None else torch.mul(centred, visible, out=work)
+    mean = counted.sum(-1) / n
+    variance = torch.mul(counted, counted, out=work).sum(-1) / n - mean * mean
+    centred.clamp_min_(_SMALLEST_EXPONENT)
+    weights = torch.exp(centred, out=work)
     total = weights.sum(-1)
     first = weights[..., 0] / total
-    if hidden is not None:
-        centred.masked_fill_(hidden, 0.0)
     entropy = total.log() - weights.mul_(centred).sum(-1) / total
-    mean = centred.sum(-1) / n
-    variance = centred.square_().sum(-1) / n - mean * mean
-    values = [variance.clamp_min(0.0).sqrt(), entropy, entropy / n.log(), first]
-    sums = torch.stack([torch.where(is_choosing, value, 0.0) for value in values], -1)
+    is_choosing = n >= 2
+    values = torch.stack([variance.clamp_min(0.0).sqrt(), entropy, entropy / n.log(), first], -1)
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    sums = torch.where(is_choosing.unsqueeze(-1), values, 0.0).sum((0, 2), dtype=wide)
     counts = torch.stack([is_choosing, n >= 1], -1).expand(*peak.shape, 2).sum((0, 2))
-    largest = peak.amax((0, 2)) if peak.numel() else peak.new_zeros(n_heads)
+    largest = peak.amax((0, 2)) if peak.numel() else peak.new_full((n_heads,), math.nan)
     unknown = largest.new_full((n_heads, 1), math.nan)
-    return torch.cat([largest.unsqueeze(-1), sums.sum((0, 2), dtype=wide), counts, unknown], -1)
+    return torch.cat([largest.unsqueeze(-1), sums, counts, unknown], -1)
+
+
+def together(parts: list[Tensor]) -> Tensor:
+    """Return the sums of several parts of a batch as those of all of it."""
+    if len(parts) == 1:
+        return parts[0]
+    stacked = torch.stack(parts)
+    total = stacked.sum(0)
+    total[:, LARGEST] = stacked[:, :, LARGEST].amax(0)
+    return total
 
 
 def largest_alone(logits: Tensor) -> Tensor:
@@ -94,6 +116,7 @@ def statistics(sums: list[float]) -> dict[str, float | None]:
     """Return the named statistics of one row of sums; None where one was not measured or is not finite."""
     n = sums[N_CHOOSING]
     means = [sums[column] / n if n > 0 else math.nan for column in (SPREAD, ENTROPY, RATIO, FIRST)]
-    values = [sums[LARGEST], *means, sums[BOUND]]
+    largest = sums[LARGEST] if sums[N_SEEING] != 0 else math.nan
+    values = [largest, *means, sums[BOUND]]
     names = ("logit_max", "logit_std", "entropy", "entropy_ratio", "sink_share", "logit_bound")
     return {name: value if math.isfinite(value) else None for name, value in zip(names, values, strict=True)}

@@ -92,36 +92,36 @@ class ExpertCalls:
 
     def _softmax(self, moment: Moment, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action | None:
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        if self._is_scores(moment, result) and dim in (-1, result.dim() - 1):
+        if self._scores(moment, result, dim) is not None:
             self._gates[moment] = _Gate("softmax", result.detach())
         return None
 
     def _sigmoid(self, moment: Moment, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action | None:  # noqa: ARG002
-        if self._is_scores(moment, result):
+        if self._scores(moment, result, -1) is not None:
             self._gates[moment] = _Gate("sigmoid", result.detach())
         return None
 
     def _topk(self, moment: Moment, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action | None:
-        scores = args[0] if args else kwargs.get("input")
         dim = args[2] if len(args) > 2 else kwargs.get("dim", -1)
         largest = args[3] if len(args) > 3 else kwargs.get("largest", True)
-        if not largest or not self._is_scores(moment, scores) or dim not in (-1, scores.dim() - 1):
-            return None
-        return self._route(moment, scores, result[1])
+        scores = self._scores(moment, args[0] if args else kwargs.get("input"), dim)
+        return self._route(moment, scores, result[1]) if scores is not None and largest else None
 
     def _argmax(self, moment: Moment, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action | None:
-        scores = args[0] if args else kwargs.get("input")
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        if not self._is_scores(moment, scores) or isinstance(dim, Tensor) or dim not in (-1, scores.dim() - 1):
+        scores = self._scores(moment, args[0] if args else kwargs.get("input"), dim)
+        if scores is None:
             return None
         indices = result if isinstance(result, Tensor) else result[1]
         return self._route(moment, scores, indices.reshape(*scores.shape[:-1], 1))
 
-    def _is_scores(self, moment: Moment, values: Any) -> bool:
+    def _scores(self, moment: Moment, values: Any, dim: Any) -> Tensor | None:
+        """Return ``values`` if they are one number an expert of the running branch, along ``dim``."""
         sizes = self._weights.sizes.get(moment.module_path)
         if sizes is None or not isinstance(values, Tensor) or values.dim() < 2 or values.shape[-1] not in sizes:
-            return False
-        return values.is_floating_point() and is_plain(values)
+            return None
+        is_last = isinstance(dim, int) and dim in (-1, values.dim() - 1)
+        return values if is_last and values.is_floating_point() and is_plain(values) else None
 
     def _route(self, moment: Moment, scores: Tensor, indices: Tensor) -> Action | None:
         n_experts, n_chosen = scores.shape[-1], indices.shape[-1]

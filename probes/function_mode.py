@@ -29,16 +29,21 @@ class WatchMode(TorchFunctionMode):
         return self._seen(self, func, args, kwargs or {})
 
 
+def put_on(mode: TorchFunctionMode) -> None:
+    """Put ``mode`` on top of the stack; ``take_off`` ends it."""
+    _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
 def take_off(mode: TorchFunctionMode) -> None:
     """Take ``mode`` off the stack, wherever in it it is; modes that were entered later stay in their order."""
     above = []
     while torch._C._len_torch_function_stack():
-        top = _pop_mode()
+        top = _pop_mode()  # type: ignore[no-untyped-call]
         if top is mode:
             break
         above.append(top)
     for other in reversed(above):
-        _push_mode(other)
+        _push_mode(other)  # type: ignore[no-untyped-call]
 
 
 def opened(mode: TorchFunctionMode, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

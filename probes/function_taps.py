@@ -18,7 +18,7 @@ from .anatomy import Anatomy
 from .attention import AttentionCalls
 from .batches import Arguments, tensors
 from .experts import ExpertCalls
-from .function_mode import WatchMode, opened, take_off
+from .function_mode import WatchMode, opened, put_on, take_off
 from .hooked import is_recomputing
 from .running import Running
 
@@ -73,7 +73,7 @@ class FunctionTaps:
         self.experts.begin(self._n_forwards)
         self._n_forwards += 1
         self._mode = WatchMode(self._watched, self._seen)
-        self._mode.__enter__()
+        put_on(self._mode)
 
     def end(self, *, failed: bool = False) -> None:
         """Stop to look: call it in the model's forward hook, also when the forward raised."""
