@@ -230,10 +230,26 @@ class AttentionCalls:
                     counts = {
                         "head": call.first_head + head,
                         "n_queries": int(row[N_SEEING]) if is_exact else None,
-                        "query_share": n_chosen(call.n_queries) / call.n_queries if is_exact and call.n_queries else None,
+                        "query_share": n_chosen(call.n_queries) / call.n_queries
+                        if is_exact and call.n_queries
+                        else None,
                     }
                     rows.append(place | counts | statistics(row))
         return rows
+
+
+def unseen(anatomy: Anatomy, rows: list[dict[str, Any]]) -> str | None:
+    """Return in a sentence which attention branches have no rows after a forward; None where all have."""
+    seen = {(row["stack"], row["depth"]) for row in rows}
+    wanted = [branch for branch in anatomy.branches if branch.kind in ("attention", "cross_attention")]
+    missing = [branch for branch in wanted if (branch.stack, branch.depth) not in seen]
+    if not missing:
+        return None
+    return (
+        f"Attention of {len(missing)} of {len(wanted)} branches is not recorded (block {missing[0].block} of stack "
+        f"{missing[0].stack} is the first): no torch call that computes it was seen inside them. A compiled model or a "
+        "kernel of another library hides it."
+    )
 
 
 def _batches(query: Tensor, key: Tensor) -> list[slice]:

@@ -20,7 +20,7 @@ from .anatomy import Anatomy
 from .device_rows import DeviceRows
 from .expert_weights import ExpertWeights
 from .plain import is_plain
-from .running import Moment, places
+from .running import Moment, holder, places
 
 MOE_KINDS = ("moe", "mlp", "parallel", "mixer")
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -57,7 +57,7 @@ class ExpertCalls:
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         """Find the branches that hold experts."""
         modules = dict(model.named_modules(remove_duplicate=False))
-        paths = {branch.module_path for branch in anatomy.branches if branch.kind in MOE_KINDS}
+        paths = {holder(anatomy, branch) for branch in anatomy.branches if branch.kind in MOE_KINDS}
         self._weights = ExpertWeights({path: modules[path] for path in paths if path and path in modules})
         self._anatomy = anatomy
         self._rows = DeviceRows(2)

@@ -16,13 +16,28 @@ from torch import Tensor
 from .anatomy import Anatomy, Point
 from .device_rows import DeviceRows
 from .plain import is_plain
+from .scratch import Scratch
 
 # Columns of a row of sums: over sequences of two tokens or more, the sum of their mean cosines, and their number; over
 # tokens, the sum of angular distances to the block before, and their number.
 N_SUMS = 4
 
 
-def cosine_sums(state: Tensor, mask: Tensor | None = None) -> Tensor:
+def inverse_sizes(state: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return 1 / |token|, shape (batch, tokens), and 0 for a token that is zero or does not count.
+
+    Args:
+        state: shape (batch, tokens, width).
+        mask: true where a token counts, shape (batch, tokens); None counts all.
+    """
+    dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
+    size = torch.linalg.vector_norm(state.detach(), dim=-1, dtype=dtype)
+    # A size that is not finite stays NaN.
+    inverse = torch.where(size > 0, 1.0 / size, 0.0 * size)
+    return inverse if mask is None else torch.where(mask, inverse, 0.0)
+
+
+def cosine_sums(state: Tensor, inverse: Tensor) -> Tensor:
     """Return the sum over sequences of the mean cosine between two tokens, and the number of sequences, shape (2,).
 
     With unit vectors u of a sequence's n tokens: mean over pairs = (|sum u|^2 - n) / (n (n - 1)). A token that is zero
@@ -30,49 +45,37 @@ def cosine_sums(state: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         state: shape (batch, tokens, width).
-        mask: true where a token counts, shape (batch, tokens); None counts all.
+        inverse: its ``inverse_sizes``.
     """
-    values = _wide(state)
-    size = torch.linalg.vector_norm(values, dim=-1)
-    inverse = _inverse(size, mask)
-    total = (inverse.unsqueeze(1) @ values).squeeze(1)
-    n = (inverse != 0).sum(-1).to(values.dtype)
+    total = (inverse.unsqueeze(1) @ state.detach().to(inverse.dtype)).squeeze(1)
+    n = (inverse != 0).sum(-1, dtype=inverse.dtype)
     mean = ((total * total).sum(-1) - n) / (n * (n - 1))
-    is_known = n >= 2
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    return torch.stack([torch.where(is_known, mean, 0.0).sum(dtype=wide), is_known.sum().to(wide)])
+    known = torch.stack([torch.where(n >= 2, mean, 0.0), (n >= 2).to(mean.dtype)])
+    return known.sum(-1, dtype=torch.float32 if state.device.type == "mps" else torch.float64)
 
 
-def angle_sums(state: Tensor, before: Tensor, mask: Tensor | None = None) -> Tensor:
+def angle_sums(
+    state: Tensor, inverse: Tensor, before: Tensor, inverse_before: Tensor, scratch: Scratch | None = None
+) -> Tensor:
     """Return the sum over tokens of the angle to the state before, over pi, and the number of tokens, shape (2,).
 
     The angle is 2 asin(|u - v| / 2) with unit vectors u and v: unlike arccos it is exact where a block does little.
 
     Args:
         state: shape (batch, tokens, width).
+        inverse: its ``inverse_sizes``.
         before: the same tokens one block earlier.
-        mask: true where a token counts, shape (batch, tokens); None counts all.
+        inverse_before: its ``inverse_sizes``.
+        scratch: where to work; tensors 0 and 1 are used.
     """
-    values, others = _wide(state), _wide(before.to(state.device))
-    inverse = _inverse(torch.linalg.vector_norm(values, dim=-1), mask)
-    other = _inverse(torch.linalg.vector_norm(others, dim=-1), mask)
-    turned = (values * inverse.unsqueeze(-1)).sub_(others * other.unsqueeze(-1))
-    chord = torch.linalg.vector_norm(turned, dim=-1)
-    is_known = (inverse != 0) & (other != 0)
-    angle = torch.asin((chord / 2).clamp_max(1.0)) * (2 / math.pi)
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    return torch.stack([torch.where(is_known, angle, 0.0).sum(dtype=wide), is_known.sum().to(wide)])
-
-
-def _wide(state: Tensor) -> Tensor:
-    state = state.detach()
-    return state if state.dtype in (torch.float32, torch.float64) else state.to(torch.float32)
-
-
-def _inverse(size: Tensor, mask: Tensor | None) -> Tensor:
-    """Return 1 / size, and 0 for a token that does not count; a size that is not finite gives NaN."""
-    inverse = torch.where(size > 0, 1.0 / size, 0.0 * size)
-    return inverse if mask is None else torch.where(mask, inverse, 0.0)
+    scratch = scratch or Scratch()
+    unit = scratch.copy(0, state).mul_(inverse.unsqueeze(-1))
+    other = scratch.empty(1, before.shape, unit).copy_(before.detach()).mul_(inverse_before.unsqueeze(-1))
+    half = torch.linalg.vector_norm(unit.sub_(other), dim=-1).div_(2).clamp_max_(1.0)
+    is_known = (inverse != 0) & (inverse_before != 0)
+    known = torch.stack([torch.where(is_known, half.asin_().mul_(2 / math.pi), 0.0), is_known.to(half.dtype)])
+    dtype = torch.float32 if state.device.type == "mps" else torch.float64
+    return known.sum((1, 2), dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,16 @@ class _State:
     branch: str
     depth: int
     is_end: bool
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The state of the block before, and its version when it was seen."""
+
+    block: int
+    state: Tensor
+    inverse: Tensor
+    version: int
 
 
 class TokenTaps:
@@ -104,7 +117,8 @@ class TokenTaps:
                     )
         self._rows = DeviceRows(N_SUMS)
         self._seen: list[tuple[int, _State]] = []
-        self._before: dict[int, tuple[int, Tensor, int]] = {}
+        self._before: dict[int, _Before] = {}
+        self._scratch = Scratch()
         self._is_overwritten = False
         self._mask: Tensor | None = None
         self._micro_step = 0
@@ -140,24 +154,25 @@ class TokenTaps:
         with torch.no_grad():
             values = _sequences(tensor.detach())
             mask = self._mask if self._mask is not None and self._mask.shape == values.shape[:2] else None
-            angles = self._angles(state, values, mask) if state.is_end else None
-            if angles is None:
-                angles = torch.full((2,), math.nan, device=values.device)
-            self._rows.add(torch.cat([cosine_sums(values, mask), angles]).unsqueeze(0))
+            inverse = inverse_sizes(values, mask)
+            cosines = cosine_sums(values, inverse)
+            angles = self._angles(state, values, inverse) if state.is_end else None
+            self._rows.add(torch.cat([cosines, torch.full_like(cosines, math.nan) if angles is None else angles])[None])
+            if state.is_end:
+                kept = values.clone() if self._is_overwritten else values
+                self._before[state.stack] = _Before(state.block, kept, inverse, _version(kept))
         self._seen.append((self._micro_step, state))
-        if state.is_end:
-            kept = tensor.detach().clone() if self._is_overwritten else tensor.detach()
-            self._before[state.stack] = (state.block, kept, _version(kept))
 
-    def _angles(self, state: _State, values: Tensor, mask: Tensor | None) -> Tensor | None:
-        block, before, version = self._before.pop(state.stack, (-2, values, 0))
-        if block != state.block - 1 or before.numel() != values.numel():
+    def _angles(self, state: _State, values: Tensor, inverse: Tensor) -> Tensor | None:
+        before = self._before.pop(state.stack, None)
+        if before is None or before.block != state.block - 1 or before.state.shape != values.shape:
             return None
-        if _version(before) != version:
+        if _version(before.state) != before.version:
             # The stream is added to in place: from the next block on a copy is kept.
             self._is_overwritten = True
             return None
-        return angle_sums(values, _sequences(before), mask)
+        there = (before.state.to(values.device), before.inverse.to(values.device))
+        return angle_sums(values, inverse, *there, self._scratch)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the tokens table since the last call: this is the one copy to the host."""

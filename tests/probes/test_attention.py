@@ -10,6 +10,7 @@ import rheoscope as rs
 import torch
 from attention_oracle import NAMES, assert_rows, measured, recorded_interface, reference
 from oracles import HEADS, LENGTH, VOCABULARY, NanoGPT, batch_of, gpt2, ids, llama
+from rheoscope.probes.attention import unseen
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -306,3 +307,15 @@ def test_without_exact_logits_a_bound_or_the_largest_alone_is_recorded(kind: str
             assert row["logit_bound"] >= wanted["logit_max"]
         else:
             assert row["logit_max"] == pytest.approx(wanted["logit_max"])
+
+
+def test_branches_whose_attention_no_call_shows_are_named() -> None:
+    model = NanoGPT()
+    anatomy = rs.discover(model, batch_of(model))
+    rows = measured(model, batch_of(model), anatomy)
+
+    sentence = unseen(anatomy, [row for row in rows if row["block"] == 0])
+
+    assert unseen(anatomy, rows) is None
+    assert sentence is not None
+    assert sentence.startswith("Attention of 1 of 2 branches is not recorded (block 1 of stack 0 is the first)")
