@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .anatomy import Anatomy
 from .attention_logits import default_scale, n_chosen, of_dot_products, of_modified_scores, of_softmax
-from .attention_statistics import N_CHOOSING, N_SEEING, N_SUMS, bound, head_sums, largest_alone, statistics, together
+from .attention_statistics import N_CHOOSING, N_SUMS, bound, head_sums, largest_alone, statistics, together
 from .device_rows import DeviceRows
 from .plain import is_plain
 from .running import ATTENTION_KINDS, Moment, places
@@ -43,6 +43,7 @@ class _Call:
     first_head: int
     n_queries: int
     is_attention: bool = True
+    is_bound: bool = False
 
 
 class AttentionCalls:
@@ -108,7 +109,7 @@ class AttentionCalls:
                 self._add(together(parts), moment, first_head, query.shape[-2])
             else:
                 factor = default_scale(query) if scale is None else scale
-                self._add(bound(queries, keys, factor), moment, first_head, query.shape[-2])
+                self._add(bound(queries, keys, factor), moment, first_head, query.shape[-2], is_bound=True)
 
         return measure
 
@@ -133,7 +134,7 @@ class AttentionCalls:
                 logits = of_modified_scores(query, key, score_mod, block_mask[-1], scale, buffers)
                 self._add(head_sums(logits.values, logits.visible), moment, 0, query.shape[-2])
             else:
-                self._add(bound(query, key, scale), moment, 0, query.shape[-2])
+                self._add(bound(query, key, scale), moment, 0, query.shape[-2], is_bound=True)
 
         return measure
 
@@ -144,6 +145,9 @@ class AttentionCalls:
         if not isinstance(values, Tensor) or values.dim() < 3 or dim not in (-1, values.dim() - 1):
             return None
         shape = _shape(values)
+        if shape not in self._products:
+            # A learned sink may stand beside the keys in the softmax, and not in the products around it.
+            shape = (shape[0], shape[1] - 1, shape[2] // max(1, shape[1]) * (shape[1] - 1))
         if shape not in self._products or not is_plain(values):
             return None
 
@@ -204,9 +208,9 @@ class AttentionCalls:
             return flat.reshape(-1, self._n_heads, *flat.shape[1:]), 0
         return flat.unsqueeze(1), 0 if values.dim() == 3 and n == self._batch else -1
 
-    def _add(self, rows: Tensor, moment: Moment, first_head: int, n_queries: int) -> None:
+    def _add(self, rows: Tensor, moment: Moment, first_head: int, n_queries: int, is_bound: bool = False) -> None:
         self._rows.add(rows)
-        self._calls.append(_Call(self.micro_step, moment, first_head, n_queries))
+        self._calls.append(_Call(self.micro_step, moment, first_head, n_queries, is_bound=is_bound))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the attention table since the last call: this is the one copy to the host."""
@@ -229,12 +233,12 @@ class AttentionCalls:
                     is_exact = row[N_CHOOSING] == row[N_CHOOSING]
                     counts = {
                         "head": call.first_head + head,
-                        "n_queries": int(row[N_SEEING]) if is_exact else None,
+                        "n_queries": int(row[N_CHOOSING]) if is_exact else None,
                         "query_share": n_chosen(call.n_queries) / call.n_queries
                         if is_exact and call.n_queries
                         else None,
                     }
-                    rows.append(place | counts | statistics(row))
+                    rows.append(place | counts | statistics(row, is_bound=call.is_bound))
         return rows
 
 

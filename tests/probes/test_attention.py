@@ -246,6 +246,29 @@ def test_heads_are_numbered_only_where_the_call_tells_them_apart(function: Any, 
     assert [row["call"] for row in rows] == calls
 
 
+class Sinking(nn.Module):
+    """An attention whose softmax has a learned logit beside the keys, and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.sink = ByHand(self.attend), nn.Parameter(torch.randn(1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.cat([q @ k.mT, self.sink.expand(len(q), LENGTH, 1)], -1)
+        return scores.softmax(-1)[..., :-1] @ v
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.inner(ids)
+
+
+def test_a_learned_sink_beside_the_keys_counts_as_one() -> None:
+    model = Sinking()
+    q, k, _ = model.inner.qkv(model.inner.norm(model.inner.tokens(ids()))).chunk(3, -1)
+    logits = torch.cat([q @ k.mT, model.sink.expand(3, LENGTH, 1)], -1)
+
+    assert_rows(measured(model, {"ids": ids()}), reference(logits.unsqueeze(1), None))
+
+
 def test_all_heads_together_are_measured_where_they_are_not_told_apart() -> None:
     model = ByHand(heads_first)
     q, k, _ = model.qkv(model.norm(model.tokens(ids()))).chunk(3, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_measured_queries_are_few_evenly_spaced_and_end_with_the_last(n: int) ->
     assert positions[-1] == n - 1
     assert len(positions) == n_chosen(n)
     assert min(n, 8) <= len(positions) <= 64
-    assert len({b - a for a, b in zip(positions, positions[1:], strict=False)}) <= 1
+    assert len({b - a for a, b in itertools.pairwise(positions)}) <= 1
 
 
 def test_a_softmax_by_hand_hides_by_size_and_leaves_its_logits() -> None:
