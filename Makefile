@@ -5,6 +5,8 @@ VENV ?= .venv
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
+# Without setuptools' warning that an editable install is one.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 SOURCES := $(shell find facade probes diagnostics reports lab -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js' 2>/dev/null)
 # The editable install links file by file: it is renewed when the set of files changes, not when their text does.
 FILES := $(VENV)/.files-$(shell printf '%s\n' $(SOURCES) | sort | cksum | cut -d' ' -f1)
@@ -34,20 +36,20 @@ install: $(VENV)/.dev $(FILES) ## make the environment for development
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(INSTALL) --upgrade pip setuptools wheel
+	$(INSTALL) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf]'
-	@touch $@
+	$(INSTALL) -c constraints.txt -e '.[hf]'
+	@rm -f $(VENV)/.files-* && touch $(FILES) $@
 
 $(VENV)/.dev: $(VENV)/.torch setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,dev]'
-	@touch $@
+	$(INSTALL) -c constraints.txt -e '.[hf,dev]'
+	@rm -f $(VENV)/.files-* && touch $(FILES) $@
 
 $(VENV)/.files-%: $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/.files-*
 	@touch $@
 
