@@ -1,0 +1,73 @@
+"""``make zoo``: discover every model type of the installed transformers and write docs/zoo.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .build import model_types
+from .examine import Row
+from .pool import rows
+from .stubs import stub_torchvision
+from .table import written
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rheoscope-zoo"
+
+
+def main() -> None:
+    """Run the zoo; rows that stand in the cache are not computed again."""
+    parser = argparse.ArgumentParser(prog="zoo", description=__doc__)
+    parser.add_argument("types", nargs="*", help="model types; all without any")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=120.0, help="time limit of one type")
+    parser.add_argument("--cache", type=Path, default=CACHE / "rows.jsonl")
+    parser.add_argument("--fresh", action="store_true", help="forget the cache")
+    parser.add_argument("--output", type=Path, default=Path("docs/zoo.md"))
+    given = parser.parse_args()
+    _quiet()
+    given.cache.parent.mkdir(parents=True, exist_ok=True)
+    if given.fresh:
+        given.cache.unlink(missing_ok=True)
+    known = _cached(given.cache)
+    names = given.types or model_types()
+    missing = [name for name in names if name not in known]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress, given.cache.open("a") as cache:
+        task = progress.add_task("zoo", total=len(missing))
+        for row in rows(missing, workers=given.workers, seconds=given.seconds):
+            known[row["type"]] = row
+            cache.write(json.dumps(row) + "\n")
+            cache.flush()
+            progress.update(task, advance=1, description=f"{row['type'][:28]:28}")
+    table = [known[name] for name in names if name in known]
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(written(table))
+    sys.stdout.write(f"{given.output}\n")
+
+
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    stub_torchvision()
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.CRITICAL)
+
+
+def _cached(path: Path) -> dict[str, Row]:
+    if not path.exists():
+        return {}
+    found = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return {row["type"]: row for row in found}
+
+
+if __name__ == "__main__":
+    main()

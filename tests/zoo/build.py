@@ -1,0 +1,158 @@
+"""Build one model of a type: the first class and the first way of shrinking that give a model and accept a batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+from .kits import kits
+from .shrink import BLOCKS, shrunk
+
+MOST_PARAMETERS = {"narrow": 40e6, "wide": 160e6}
+_HEADS_FIRST = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+)
+
+
+class NotBuiltError(Exception):
+    """No class of the type could be built and run; the message says why."""
+
+
+@dataclass
+class Specimen:
+    """A small model of a type, in eval mode, with a batch that it accepts."""
+
+    model: nn.Module
+    batch: dict[str, Any]
+    config: Any
+    shrinking: str
+    tried: list[str] = field(default_factory=list)
+
+
+def model_types() -> list[str]:
+    """Return every model type of the auto mappings."""
+    return sorted(CONFIG_MAPPING_NAMES)
+
+
+def specimen(model_type: str) -> Specimen:
+    """Return a model of ``model_type`` with a batch.
+
+    Raises:
+        NotBuiltError: nothing worked.
+    """
+    tried: list[str] = []
+    for shrinking in ("narrow", "wide"):
+        try:
+            config = _config(model_type, shrinking)
+        except Exception as error:
+            tried.append(f"config {shrinking}: {_short(error)}")
+            continue
+        for name in _classes(model_type):
+            try:
+                model = _model(name, config, MOST_PARAMETERS[shrinking])
+            except Exception as error:
+                tried.append(f"{name} {shrinking}: {_short(error)}")
+                continue
+            batch, why = _batch(model, config)
+            if batch is not None:
+                return Specimen(model, batch, config, shrinking, tried)
+            tried.append(f"{name} {shrinking} takes none of the batches: {why}")
+    raise NotBuiltError(" // ".join(tried) or "no model class in the auto mappings")
+
+
+def _config(model_type: str, shrinking: str) -> Any:
+    kind = CONFIG_MAPPING[model_type]
+    small = shrunk(kind().to_dict(), keep_widths=shrinking == "wide")
+    errors = []
+    for left_out in ((), ("layer_types", "mlp_layer_types", "layers_block_type", "block_types")):
+        try:
+            config = kind.from_dict(copy.deepcopy({k: v for k, v in small.items() if k not in left_out}))
+            break
+        except Exception as error:
+            errors.append(_short(error))
+    else:
+        config = kind()
+        for name, value in small.items():
+            if isinstance(value, int | list) and hasattr(config, name):
+                try:
+                    setattr(config, name, value)
+                except Exception as error:
+                    errors.append(_short(error))
+    try:
+        config.use_cache = False
+    except Exception as error:
+        errors.append(_short(error))
+    return config
+
+
+def _classes(model_type: str) -> Iterator[str]:
+    others = sorted(n for n in dir(modeling_auto) if n.endswith("MAPPING_NAMES") and n not in _HEADS_FIRST)
+    seen = set()
+    for mapping in (*_HEADS_FIRST, *others):
+        names = getattr(modeling_auto, mapping).get(model_type, ())
+        for name in [names] if isinstance(names, str) else names:
+            if name not in seen:
+                seen.add(name)
+                yield name
+            if len(seen) >= 4:
+                return
+
+
+def _model(name: str, config: Any, most: float) -> nn.Module:
+    kind = getattr(transformers, name)
+    try:
+        with torch.device("meta"):
+            size = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
+    except Exception:
+        size = 0
+    if size > most:
+        raise NotBuiltError(f"{size / 1e6:.0f} million parameters")
+    torch.manual_seed(0)
+    model: nn.Module = kind(copy.deepcopy(config))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Fresh gains and biases are all ones and zeros, and some weights are left as found in memory:
+            # neither would tell one branch from another.
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.02
+                if parameter.dim() == 1:
+                    parameter.add_(noise)
+                if not bool(torch.isfinite(parameter).all()) or float(parameter.abs().max()) > 1e4:
+                    parameter.copy_(noise)
+                elif parameter.dim() > 1 and not bool(parameter.any()):
+                    parameter.copy_(noise)
+    return model.float().eval()
+
+
+def _batch(model: nn.Module, config: Any) -> tuple[dict[str, Any] | None, str]:
+    errors: list[str] = []
+    for batch in kits(model, config):
+        try:
+            torch.manual_seed(0)
+            with torch.no_grad():
+                model(**batch)
+            return batch, ""
+        except Exception as error:
+            errors.append(f"{', '.join(batch)}: {_short(error)}")
+    return None, " / ".join(list(dict.fromkeys(errors))[:3]) or "none fits its forward"
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:140]}"
+
+
+__all__ = ["BLOCKS", "NotBuiltError", "Specimen", "model_types", "specimen"]
