@@ -38,6 +38,57 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """One matrix of a branch.
+
+    Attributes:
+        weight: name of its parameter.
+        bias: name of the bias that is added to its result, None without one.
+    """
+
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class AttentionAnatomy:
+    """What behaviour tells of an attention branch; None, or "unknown", where it does not settle it.
+
+    Attributes:
+        n_heads: heads of queries.
+        n_key_value_heads: heads of keys and values.
+        head_size: width of a head.
+        qk_norm: kind of the norm of queries and keys, none without one.
+        soft_cap: bound of tanh-capped logits, None without one.
+        reason: why something is unknown, in a sentence.
+    """
+
+    n_heads: int | None = None
+    n_key_value_heads: int | None = None
+    head_size: int | None = None
+    qk_norm: str = "unknown"
+    soft_cap: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class HiddenAnatomy:
+    """What behaviour tells of a feed-forward branch; None, or "unknown", where it does not settle it.
+
+    Attributes:
+        width: d_ff, the size of the hidden layer (of one expert).
+        is_gated: whether the hidden layer is a product of two projections of the same input.
+        activation: the torch function between the projections: gelu, silu, relu...
+        reason: why something is unknown, in a sentence.
+    """
+
+    width: int | None = None
+    is_gated: bool | None = None
+    activation: str = "unknown"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Branch:
     """One addend of the residual stream.
 
@@ -63,6 +114,15 @@ class Branch:
         terms: where the addends of a parallel block's write are seen.
         inputs: where the normed inputs of the branch are seen.
         ledger_error: relative error of ``sum = scale * skip + write``, None where it could not be checked.
+        seen: where the tensors are seen that the write is made of, where no hook sees it as it is added: before a
+            constant factor, before a dropout that only training applies, or as terms of a sum.
+        factors: the constant factor of each of ``seen``; None where it differs between elements.
+        write_dropout: probability of the dropout between ``seen`` and the add, 0 without one.
+        is_gated_skip: whether the skip operand is multiplied by something that depends on the batch (GRU gates,
+            interpolation): ``scale`` is then not one number.
+        projections: the matrices of the branch, in order of their use.
+        attention: heads and logits of an attention branch.
+        hidden: width, gate and activation of a feed-forward branch.
     """
 
     stack: int
@@ -86,6 +146,13 @@ class Branch:
     terms: tuple[Point, ...] = ()
     inputs: tuple[Point, ...] = ()
     ledger_error: float | None = None
+    seen: tuple[Point, ...] = ()
+    factors: tuple[float | None, ...] = ()
+    write_dropout: float = 0.0
+    is_gated_skip: bool = False
+    projections: tuple[Projection, ...] = ()
+    attention: AttentionAnatomy | None = None
+    hidden: HiddenAnatomy | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +165,10 @@ class Stack:
         start: where state 0 is seen.
         start_parameters: parameters that state 0 is made from and no branch uses (the embeddings).
         width: size of the stream's last axis.
+        n_streams: how many parallel streams the stack carries (hyper-connections); 1 for all others.
+        mixing: how parallel streams are mixed, in words; "" for a single stream.
+        is_causal: whether a position never depends on later ones, found by changing later tokens; None where the
+            batch has no tokens to change or the test does not settle it.
     """
 
     index: int
@@ -105,6 +176,9 @@ class Stack:
     start: Point | None = None
     start_parameters: tuple[str, ...] = ()
     width: int = 0
+    n_streams: int = 1
+    mixing: str = ""
+    is_causal: bool | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -127,6 +201,12 @@ class Anatomy:
         gains: names of the norms' gain parameters.
         norm_biases: names of the norms' bias parameters.
         vocabulary: size of the model's largest output axis, 0 when it is not larger than the stream's width.
+        notes: what is certain but worth knowing, in sentences; they do not put the anatomy in doubt.
+        ties_embeddings: whether the output projection is the token embedding; None without either.
+        positions: how positions enter: learned, sinusoidal, rotary, alibi, relative, none or unknown.
+        is_shift_invariant: whether attention really depends on relative position alone (shift test); None where it
+            could not be tested.
+        dropout: the dropout probabilities in the model's forward, in ascending order, without repetition.
     """
 
     stacks: tuple[Stack, ...] = ()
@@ -134,6 +214,11 @@ class Anatomy:
     gains: tuple[str, ...] = ()
     norm_biases: tuple[str, ...] = ()
     vocabulary: int = 0
+    notes: tuple[str, ...] = ()
+    ties_embeddings: bool | None = None
+    positions: str = "unknown"
+    is_shift_invariant: bool | None = None
+    dropout: tuple[float, ...] = ()
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -194,10 +279,11 @@ class Anatomy:
         """Return one row a branch, without the hook points."""
         import pandas as pd
 
-        hidden = {"state", "sum", "write", "output", "terms", "inputs", "parameters"}
+        hidden = {"state", "sum", "write", "output", "terms", "inputs", "parameters", "seen", "factors"}
+        hidden |= {"projections", "attention", "hidden"}
         names = [field.name for field in fields(Branch) if field.name not in hidden]
-        rows = [{name: getattr(branch, name) for name in names} for branch in self.branches]
-        return pd.DataFrame(rows, columns=names)
+        rows = [{name: getattr(branch, name) for name in names} | _details(branch) for branch in self.branches]
+        return pd.DataFrame(rows, columns=[*names, *_DETAILS])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that ``json`` can write and ``from_json`` reads back."""
@@ -217,12 +303,30 @@ class Anatomy:
                 gains=_names(value["gains"]),
                 norm_biases=_names(value["norm_biases"]),
                 vocabulary=int(value["vocabulary"]),
+                notes=_names(value.get("notes", ())),
+                ties_embeddings=_flag(value.get("ties_embeddings")),
+                positions=_name(value.get("positions", "unknown")),
+                is_shift_invariant=_flag(value.get("is_shift_invariant")),
+                dropout=tuple(float(item) for item in value.get("dropout", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordingError(
                 f"Expected an anatomy as Rheoscope writes it, got one that does not fit ({error!r:.200}). "
                 "Record the run again, or read it with the version that wrote it."
             ) from error
+
+
+_DETAILS = ("n_heads", "n_key_value_heads", "head_size", "qk_norm", "soft_cap", "d_ff", "is_gated", "activation")
+
+
+def _details(branch: Branch) -> dict[str, Any]:
+    attention, hidden = branch.attention, branch.hidden
+    found: dict[str, Any] = dict.fromkeys(_DETAILS)
+    if attention is not None:
+        found |= {name: getattr(attention, name) for name in _DETAILS[:5]}
+    if hidden is not None:
+        found |= {"d_ff": hidden.width, "is_gated": hidden.is_gated, "activation": hidden.activation}
+    return found
 
 
 def shared(values: Any, empty: str) -> str:
@@ -238,6 +342,9 @@ def _stack(value: Mapping[str, Any]) -> Stack:
         start=_point(value["start"]),
         start_parameters=_names(value["start_parameters"]),
         width=int(value["width"]),
+        n_streams=int(value.get("n_streams", 1)),
+        mixing=_name(value.get("mixing", "")),
+        is_causal=_flag(value.get("is_causal")),
     )
 
 
@@ -254,7 +361,51 @@ def _branch(value: Mapping[str, Any]) -> Branch:
         terms=_points(value["terms"]),
         inputs=_points(value["inputs"]),
         ledger_error=None if error is None else float(error),
+        # Added later: a recording made before does not hold them.
+        seen=_points(value.get("seen", ())),
+        factors=tuple(None if item is None else float(item) for item in value.get("factors", ())),
+        write_dropout=float(value.get("write_dropout", 0.0)),
+        is_gated_skip=bool(value.get("is_gated_skip", False)),
+        projections=tuple(
+            Projection(_name(item["weight"]), None if item["bias"] is None else _name(item["bias"]))
+            for item in value.get("projections", ())
+        ),
+        attention=_attention(value.get("attention")),
+        hidden=_hidden(value.get("hidden")),
     )
+
+
+def _attention(value: Mapping[str, Any] | None) -> AttentionAnatomy | None:
+    if value is None:
+        return None
+    counts = {name: _count(value[name]) for name in ("n_heads", "n_key_value_heads", "head_size")}
+    cap = value["soft_cap"]
+    return AttentionAnatomy(
+        **counts,
+        qk_norm=_name(value["qk_norm"]),
+        soft_cap=None if cap is None else float(cap),
+        reason=_name(value["reason"]),
+    )
+
+
+def _hidden(value: Mapping[str, Any] | None) -> HiddenAnatomy | None:
+    if value is None:
+        return None
+    return HiddenAnatomy(
+        _count(value["width"]), _flag(value["is_gated"]), _name(value["activation"]), _name(value["reason"])
+    )
+
+
+def _count(value: object) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"a whole number or nothing, got {value!r:.80}")
+    return value
+
+
+def _flag(value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"true, false or nothing, got {value!r:.80}")
+    return value
 
 
 def _point(value: Mapping[str, Any] | None) -> Point | None:
