@@ -99,7 +99,7 @@ def _mixing(flow: Dataflow, stream: Stream, index: int, found: list[Stream]) -> 
     for other_index, other in enumerate(found):
         if other is stream or not reads_of(stream, [link.add.result for link in other.links]):
             continue
-        if reads_of(other, mine) and not any(link.entries for link in stream.links[1:]):
+        if reads_of(other, mine) and not any(link.reads_own for link in stream.links[1:]):
             return 2, f"reversible: every branch reads stack {other_index} and writes to this one"
     return 1, ""
 
@@ -150,7 +150,7 @@ def _terms(plan: Plan, link: Link) -> tuple[Point, ...]:
 def _with_seen(flow: Dataflow, plan: Plan, link: Link, made: Branch) -> Branch:
     """Say what hooks see of a write that they do not see as it is added."""
     values = link.terms if link.is_parallel else [link.add.branch]
-    routes = [route for value in values for route in plan.expression(value)]
+    routes = [route for value in values for route in plan.expression(value, through_adds=True)]
     sightings = [plan.branch_sighting(route.value) for route in routes]
     if not routes or None in sightings:
         return made

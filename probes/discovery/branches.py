@@ -35,7 +35,15 @@ def kind(flow: Dataflow, link: Link) -> str:
 
 
 def _kind_without_attention(flow: Dataflow, operations: list[Operation]) -> str:
+    # Bookkeeping of routers (counts, offsets of experts) is small or whole-numbered: it moves no content.
+    sizes = flow.trace.n_elements
+    largest = max((sizes(operation.outputs[0]) for operation in operations), default=0)
     heavy = [operation for operation in operations if is_heavy(operation.name)]
+    heavy = [
+        operation
+        for operation in heavy
+        if flow.trace.dtypes[operation.outputs[0]].is_floating_point and sizes(operation.outputs[0]) * 32 > largest
+    ]
     if not heavy:
         return "shortcut"
     if not all(_is_linear(flow, operation) for operation in heavy):
@@ -76,7 +84,7 @@ def attention(flow: Dataflow, operations: list[Operation]) -> Operation | None:
             varying = [v for v in operation.inputs if not flow.is_constant(v)]
             if len(varying) >= 2 and scored is None:
                 scored = operation
-        if scored is not None and "softmax" in operation.name:
+        if scored is not None and ("softmax" in operation.name or operation.name == "logsumexp"):
             attending, scored = scored, None
         for output in operation.outputs:
             if attending is not None:
@@ -90,7 +98,7 @@ def _is_cross(flow: Dataflow, link: Link, attends: Operation) -> bool:
     own = [flow.reaches_any(link.stream, value) for value in attends.inputs[:2]]
     if len(own) == 2 and own[0] != own[1]:
         return True
-    return bool(link.entries) and any(value in flow.adds for value in link.foreign)
+    return link.reads_own and any(value in flow.adds for value in link.foreign)
 
 
 def is_convolutional(flow: Dataflow, links: list[Link]) -> bool:

@@ -74,7 +74,8 @@ def entry(flow: Dataflow, plan: Plan, add: Add, terms: list[int]) -> Entry:
         if form is None or len(form.strides) != len(form.shape):
             return None
         wanted = positions(broadcast(form, shape.shape), indices)
-        return _readings(plan, plan.expression(value), wanted, sighting, sign)
+        routes = plan.expression(value, through_adds=sighting == "branch")
+        return _readings(plan, routes, wanted, sighting, sign)
 
     total, skip = read(add.result, "state"), read(add.skip, "state")
     writes = [read(term, "branch", add.sign) for term in terms]

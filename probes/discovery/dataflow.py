@@ -102,6 +102,10 @@ class Dataflow:
         """Return whether a junction in the bit set ``sources`` is an ancestor of ``target`` or ``target`` itself."""
         return bool((self._ancestors[target] | self.bit(target)) & sources)
 
+    def computes_on(self, value: int, source: int) -> bool:
+        """Return whether the junction ``source`` reaches ``value`` through a heavy operation."""
+        return bool(self._computed[value] & self.bit(source))
+
     def is_constant(self, value: int) -> bool:
         """Return whether ``value`` does not depend on the batch."""
         return value not in self._varying
@@ -145,7 +149,9 @@ class Dataflow:
         if len(inputs) < 2 or inputs[0] == inputs[1]:
             return None
         left, right = inputs[:2]
-        if not size(left) == size(output) == size(right):
+        if not size(left) == size(output) == size(right) or not size(output):
+            return None
+        if not self.trace.dtypes[output].is_floating_point:
             return None
         for skip, branch in ((left, right), (right, left)):
             common = (self._light[skip] | self.bit(skip)) & self._computed[branch]

@@ -63,7 +63,7 @@ def moved_back(operation: Operation, source: int, target: int, wanted: Tensor) -
     """Return the positions in ``source`` of the elements at ``wanted`` positions of ``target``, which it was made of."""
     given, made = operation.forms[source], operation.forms[target]
     indices = indices_at(made, wanted)
-    there = _origins(operation, given, made)
+    there = _origins(operation, given, made, operation.outputs.index(target))
     return torch.where(indices >= 0, there[indices.clamp(min=0)], torch.tensor(NOWHERE))
 
 
@@ -76,7 +76,7 @@ def moved_on(operation: Operation, source: int, target: int, wanted: Tensor) -> 
     return _looked_up(table, wanted)
 
 
-def _origins(operation: Operation, given: Form, made: Form) -> Tensor:
+def _origins(operation: Operation, given: Form, made: Form, which: int = 0) -> Tensor:
     """Return, for every logical index of what was made, the position that the element had in what was given."""
     count = 1
     for size in given.shape:
@@ -88,6 +88,8 @@ def _origins(operation: Operation, given: Form, made: Form) -> Tensor:
         return before.reshape(-1)
     with torch.no_grad():
         after = operation.replay(before)
+    if isinstance(after, tuple | list):
+        after = after[which] if which < len(after) else None
     if not isinstance(after, Tensor) or tuple(after.shape) != made.shape:
         raise ValueError("elements cannot be followed")
     return after.reshape(-1)

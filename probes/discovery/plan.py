@@ -71,9 +71,10 @@ class Plan:
         best = min(found, key=lambda s: (s.is_input, s.moment), default=None)
         return best.point if best else None
 
-    def expression(self, value: int) -> list[Route]:
+    def expression(self, value: int, *, through_adds: bool) -> list[Route]:
         """Return routes to seen tensors that add up to ``value`` in eval mode; in training too, where that can be."""
-        return self._settled_routes.expression(value) or self._all_routes.expression(value)
+        settled = self._settled_routes.expression(value, through_adds=through_adds)
+        return settled or self._all_routes.expression(value, through_adds=through_adds)
 
     def state_sighting(self, value: int) -> Sighting | None:
         """Return the preferred sighting of a value of the stream."""

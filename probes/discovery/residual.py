@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ class Link:
         skip_norms: outputs of the norms between this sum and the state.
         output_norms: outputs of the norms between core and operand.
         stream: bits of the values of the stream that the branch may read.
+        reads_own: whether the branch reads a state of its own stream.
     """
 
     add: Add
@@ -42,6 +44,7 @@ class Link:
     skip_norms: list[int] = field(default_factory=list)
     output_norms: list[int] = field(default_factory=list)
     stream: int = 0
+    reads_own: bool = False
 
     @property
     def is_parallel(self) -> bool:
@@ -77,13 +80,13 @@ def _described(flow: Dataflow, chain: list[Add], elsewhere: set[int]) -> Stream:
     links = [Link(add) for add in chain]
     state_of: dict[int, int] = {}
     for index, link in enumerate(links):
-        target = links[index - 1].add.result if index else None
+        target = links[index - 1].add.result if index else _origin(flow, link.add)
         link.skip_path = _skip_path(flow, link.add.skip, target)
         for value, _ in link.skip_path:
             state_of.setdefault(value, index)
     for index, link in enumerate(links[:-1]):
         link.skip_norms = [value for value, kind in links[index + 1].skip_path if kind == "norm"]
-        link.state = link.skip_norms[0] if link.skip_norms else link.add.result
+        link.state = link.skip_norms[0] if link.skip_norms else _rebuilt(flow, link, links[index + 1])
     stream = 0
     for value in state_of:
         stream |= flow.bit(value)
@@ -92,13 +95,33 @@ def _described(flow: Dataflow, chain: list[Add], elsewhere: set[int]) -> Stream:
         _describe_output(flow, link, state_of)
         _describe_inputs(flow, link, state_of, elsewhere)
     _describe_last(flow, links)
-    return Stream(links[0].add.skip, _merged(flow, links))
+    return Stream(links[0].skip_path[-1][0], _merged(flow, links))
 
 
-def _skip_path(flow: Dataflow, skip: int, target: int | None) -> list[tuple[int, str]]:
-    """Return the way from the skip operand back to the previous sum (or to nothing, for the first)."""
-    if target is None:
-        return [(skip, "view")]
+def _rebuilt(flow: Dataflow, link: Link, following: Link) -> int:
+    """Return the sum, or what stands for it once part of it is replaced or put beside something else."""
+    size = flow.trace.n_elements
+    for value, kind in following.skip_path:
+        if kind in ("part", "mask") and size(value) >= size(link.add.result):
+            return value
+    return link.add.result
+
+
+def _origin(flow: Dataflow, add: Add) -> int:
+    """Return state 0: the nearest value that the skip operand is an image of and that the branch computes on."""
+    waiting, seen = deque([add.skip]), {add.skip}
+    while waiting:
+        value = waiting.popleft()
+        if flow.computes_on(add.branch, value):
+            return value
+        fresh = [v for v, _ in flow.light_parents.get(value, []) if v not in seen]
+        seen.update(fresh)
+        waiting.extend(fresh)
+    return add.skip
+
+
+def _skip_path(flow: Dataflow, skip: int, target: int) -> list[tuple[int, str]]:
+    """Return the way from the skip operand back to the previous sum, or to state 0."""
     came_from: dict[int, tuple[int, str] | None] = {skip: None}
     waiting = [skip]
     while waiting:
@@ -166,6 +189,7 @@ def _describe_inputs(flow: Dataflow, link: Link, state_of: dict[int, int], elsew
     """Walk back from the operand to the states it reads, and see whether each is normed before it is used."""
     seen: set[int] = set()
     entered: list[tuple[int, Operation]] = []
+    beside: list[tuple[int, Operation]] = []
     waiting = [link.add.branch]
     while waiting:
         value = waiting.pop()
@@ -178,6 +202,7 @@ def _describe_inputs(flow: Dataflow, link: Link, state_of: dict[int, int], elsew
         depends = flow.reaches_any(link.stream, value)
         if not flow.is_constant(value) and (not depends or value in elsewhere):
             link.foreign.append(value)
+            beside += [(value, reader) for reader in flow.consumers.get(value, []) if value in elsewhere]
             continue
         link.operations.append(made)
         for source in made.inputs:
@@ -185,9 +210,13 @@ def _describe_inputs(flow: Dataflow, link: Link, state_of: dict[int, int], elsew
                 entered.append((source, made))
             else:
                 waiting.append(source)
+    # A branch that reads nothing of its own stream reads the other one of a reversible pair.
+    sources = dict.fromkeys(entered) or {(v, o): None for v, o in beside if not seen.isdisjoint(o.outputs)}
+    link.reads_own = bool(entered)
+    own = state_of.get(link.add.skip, 0)
     link.entries += [
-        (state_of[source], norm >= 0, norm if norm >= 0 else None)
-        for source, operation in dict.fromkeys(entered)
+        (state_of.get(source, own), norm >= 0, norm if norm >= 0 else None)
+        for source, operation in sources
         if (norm := _first_use(flow, operation, seen)) is not None
     ]
 
@@ -255,6 +284,7 @@ def _merged(flow: Dataflow, links: list[Link]) -> list[Link]:
                 link.skip_norms,
                 [*before.output_norms, *link.output_norms],
                 link.stream,
+                before.reads_own or link.reads_own,
             )
         else:
             result.append(link)

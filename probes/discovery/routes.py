@@ -32,7 +32,7 @@ class Step:
         operation: that was made by it, or that it was made into.
         here: the value on the side of what is wanted.
         there: the value on the side of what is seen.
-        kind: view, dropout, scale or term.
+        kind: view, part, dropout, scale or term.
         is_forward: whether ``there`` was made from ``here``.
         sign: -1 for the subtrahend of a difference.
     """
@@ -86,8 +86,15 @@ class Routes:
                         waiting.append(Route(step.there, (*route.steps, step)))
         return None
 
-    def expression(self, value: int, depth: int = 0) -> list[Route]:
-        """Return routes whose seen tensors add up to ``value``; empty where some part of it is hidden."""
+    def expression(self, value: int, *, through_adds: bool, depth: int = 0) -> list[Route]:
+        """Return routes whose seen tensors add up to ``value``; empty where some part of it is hidden.
+
+        Args:
+            value: what is wanted.
+            through_adds: whether a residual sum may stand for its terms: never where a sum of the stream is wanted,
+                which would prove itself.
+            depth: of the recursion.
+        """
         route = self.exact(value)
         if route is not None:
             return [route]
@@ -96,16 +103,19 @@ class Routes:
             return []
         parents = self._flow.light_parents.get(value, [])
         for parent, kind in parents:
-            if kind in ("view", "dropout", "scale"):
+            if kind in ("view", "dropout", "scale") or (kind == "part" and len(parents) == 1):
                 step = Step(made, value, parent, kind)
-                return [Route(r.value, (step, *r.steps)) for r in self.expression(parent, depth + 1)]
+                further = self.expression(parent, through_adds=through_adds, depth=depth + 1)
+                return [Route(route.value, (step, *route.steps)) for route in further]
         found: list[Route] = []
+        if value in self._flow.adds and not through_adds:
+            return []
         if (made.name in ADDS or made.name in SUBTRACTIONS) and len(made.inputs) == 2:
             for index, term in enumerate(made.inputs):
                 if self._flow.trace.n_elements(term) != self._flow.trace.n_elements(value):
                     return []
                 sign = -1 if index and made.name in SUBTRACTIONS else 1
-                more = self.expression(term, depth + 1)
+                more = self.expression(term, through_adds=through_adds, depth=depth + 1)
                 if not more or len(found) + len(more) > MOST_TERMS:
                     return []
                 step = Step(made, value, term, "term", sign=sign)
@@ -157,7 +167,7 @@ def reading(route: Route, point: Point, form: Form, wanted: Tensor) -> Reading |
 
 
 def _elementwise(step: Step) -> Operation:
-    if step.kind == "view" or step.operation.replay is None:
+    if step.kind in ("view", "part") or step.operation.replay is None:
         return step.operation
     made = step.operation
     return Operation(made.name, made.inputs, made.outputs, made.calls, forms=made.forms)

@@ -60,7 +60,7 @@ class Transparency:
         """Return the transparent parents of ``output``, and what it continues by more than a transparent step."""
         name = operation.name
         moving = [value for value in inputs if self._moves(value)]
-        if not moving or not self._trace.dtypes[output].is_floating_point:
+        if not moving or not self._trace.dtypes[output].is_floating_point or not self._size(output):
             return [], []
         same = [value for value in moving if self._size(value) == self._size(output)]
         if name == NORM_MODULE or name in NORMS:
@@ -93,7 +93,10 @@ class Transparency:
         if len(moving) == 1:
             # What is written over part of a constant is a part of the result.
             return [(moving[0], "view" if self._size(moving[0]) == self._size(output) else "part")]
-        return [(value, "part") for value in moving]
+        # A few positions carried along (a class token) do not make what is put beside them the same stream.
+        if operation.name == "stack" or len(set(moving)) == 1:
+            return [(value, "part") for value in dict.fromkeys(moving)]
+        return [(value, "part") for value in moving if self._size(value) * 2 > self._size(output)]
 
     def _scaled(self, inputs: list[int], output: int, is_quotient: bool) -> list[Step]:
         """Classify a product: by a constant (scale), by a small function of the operand (norm), by another (gate)."""
@@ -164,7 +167,7 @@ class Transparency:
         others = [value for value in operation.inputs[:2] if value != largest]
         if any(self._size(value) >= self._size(largest) for value in others):
             return []
-        ratio = self._size(largest) / self._size(output)
+        ratio = self._size(largest) / max(1, self._size(output))
         return [(largest, "mix")] if ratio in (1.0, float(contracted)) else []
 
     def _contracted(self, operation: Operation) -> int:

@@ -16,7 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from .kits import kits
 from .shrink import BLOCKS, shrunk
 
-MOST_PARAMETERS = {"narrow": 40e6, "wide": 160e6}
+# narrow: widths too; alike: one kind of block; grid: three-part rotary positions; wide: widths as they are.
+SHRINKINGS = ("narrow", "alike", "grid", "wide")
+MOST_PARAMETERS = {"narrow": 40e6, "alike": 40e6, "grid": 40e6, "wide": 160e6}
 _HEADS_FIRST = (
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -54,7 +56,7 @@ def specimen(model_type: str) -> Specimen:
         NotBuiltError: nothing worked.
     """
     tried: list[str] = []
-    for shrinking in ("narrow", "wide"):
+    for shrinking in SHRINKINGS:
         try:
             config = _config(model_type, shrinking)
         except Exception as error:
@@ -76,6 +78,10 @@ def specimen(model_type: str) -> Specimen:
 def _config(model_type: str, shrinking: str) -> Any:
     kind = CONFIG_MAPPING[model_type]
     small = shrunk(kind().to_dict(), keep_widths=shrinking == "wide")
+    if shrinking == "alike":
+        _alike(small)
+    if shrinking == "grid":
+        _grid(small)
     errors = []
     for left_out in ((), ("layer_types", "mlp_layer_types", "layers_block_type", "block_types")):
         try:
@@ -98,8 +104,30 @@ def _config(model_type: str, shrinking: str) -> Any:
     return config
 
 
+def _alike(small: dict[str, Any]) -> None:
+    """Make all blocks of the first kind, where a configuration lists a kind for each."""
+    for name, value in small.items():
+        if isinstance(value, dict):
+            _alike(value)
+        elif name in ("layer_types", "mlp_layer_types", "layers_block_type", "block_types"):
+            blocks = small.get("num_hidden_layers", BLOCKS)
+            small[name] = [value[-1] if value else "full_attention"] * blocks
+        elif name == "num_kv_shared_layers" and value == 0:
+            small[name] = 1
+
+
+def _grid(small: dict[str, Any]) -> None:
+    """Split rotary positions over time, height and width, as models of images and text expect."""
+    for name, value in list(small.items()):
+        if name in ("rope_parameters", "rope_scaling"):
+            small[name] = {**(value or {"rope_type": "default"}), "mrope_section": [2, 3, 3]}
+        elif isinstance(value, dict):
+            _grid(value)
+
+
 def _classes(model_type: str) -> Iterator[str]:
-    others = sorted(n for n in dir(modeling_auto) if n.endswith("MAPPING_NAMES") and n not in _HEADS_FIRST)
+    every = (n for n in dir(modeling_auto) if n.startswith("MODEL_") and n.endswith("MAPPING_NAMES"))
+    others = sorted(name for name in every if name not in _HEADS_FIRST)
     seen = set()
     for mapping in (*_HEADS_FIRST, *others):
         names = getattr(modeling_auto, mapping).get(model_type, ())

@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from .examine import Row, examined
+
+MOST_MEMORY = 7 * 2**30  # bytes of one child: a model that did not shrink fails instead of taking the machine
 
 
 @dataclass
@@ -51,6 +54,7 @@ def _started(context: multiprocessing.context.ForkContext, name: str, seconds: f
 
 
 def _child(name: str, answer: Connection, work: Callable[[str], Row]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):  # noqa: PTH123
         row = work(name)
         answer.send_bytes(json.dumps(row, default=str).encode())
