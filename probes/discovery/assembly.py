@@ -105,7 +105,15 @@ def _mixing(flow: Dataflow, stream: Stream, index: int, found: list[Stream]) -> 
 
 
 def _notes(stacks: tuple[Stack, ...]) -> list[str]:
-    return [f"Stack {stack.index}: {stack.mixing}." for stack in stacks if stack.mixing]
+    notes = [f"Stack {stack.index}: {stack.mixing}." for stack in stacks if stack.mixing]
+    for stack in stacks:
+        places = [branch for branch in stack.branches if branch.placement == "pre" and branch.skip_norms]
+        if places:
+            notes.append(
+                f"Stack {stack.index}: the stream itself is normed behind {len(places)} pre-normed branches, first "
+                f"behind the {places[0].kind} branch of block {places[0].block}."
+            )
+    return notes
 
 
 def _branch(flow: Dataflow, plan: Plan, link: Link, kind: str, stack: int, block: int, depth: int) -> Branch:

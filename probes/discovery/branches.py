@@ -31,18 +31,19 @@ def kind(flow: Dataflow, link: Link) -> str:
     attends = attention(flow, link.operations)
     if attends is not None:
         return "cross_attention" if _is_cross(flow, link, attends) else "attention"
-    return _kind_without_attention(flow, link.operations)
+    return _kind_without_attention(flow, link)
 
 
-def _kind_without_attention(flow: Dataflow, operations: list[Operation]) -> str:
+def _kind_without_attention(flow: Dataflow, link: Link) -> str:
     # Bookkeeping of routers (counts, offsets of experts) is small or whole-numbered: it moves no content.
     sizes = flow.trace.n_elements
-    largest = max((sizes(operation.outputs[0]) for operation in operations), default=0)
+    operations = link.operations
+    written = min(sizes(core) for core in link.cores)
     heavy = [operation for operation in operations if is_heavy(operation.name)]
     heavy = [
         operation
         for operation in heavy
-        if flow.trace.dtypes[operation.outputs[0]].is_floating_point and sizes(operation.outputs[0]) * 32 > largest
+        if flow.trace.dtypes[operation.outputs[0]].is_floating_point and sizes(operation.outputs[0]) * 8 >= written
     ]
     if not heavy:
         return "shortcut"
@@ -175,6 +176,8 @@ def placement(link: Link) -> str:
     after, on_skip = bool(link.output_norms), bool(link.skip_norms)
     if before and raw:
         return "unknown"
+    if before and not after and on_skip:
+        return "pre"  # and a norm of the stream itself behind it, as at the end of a conformer's block: see skip_norms
     names = {
         (True, False, False): "pre",
         (False, False, True): "post",

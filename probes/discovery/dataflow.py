@@ -71,6 +71,7 @@ class Dataflow:
         self._computed: dict[int, int] = defaultdict(int)
         self._light: dict[int, int] = defaultdict(int)
         self._skipped: dict[int, int] = defaultdict(int)
+        self._latest: dict[int, int | None] = {}
         self._transparency = Transparency(trace, self.producer, self.is_constant, self._depends_lightly)
         for operation in self.operations:
             self._read(operation)
@@ -140,6 +141,7 @@ class Dataflow:
                 if add is None or value == add.skip:
                     skipped |= self._skipped[value] | self.bit(value)
             self._light[output], self._skipped[output] = light, skipped
+            self._latest[output] = output if add is not None else self._latest.get(parents[0][0]) if parents else None
 
     def _residual(self, operation: Operation, inputs: list[int], output: int) -> Add | None:
         size = self.trace.n_elements
@@ -157,6 +159,9 @@ class Dataflow:
             common = (self._light[skip] | self.bit(skip)) & self._computed[branch]
             if not common or (is_difference and skip == right):
                 continue
+            latest = self._latest.get(skip)
+            if latest is not None and latest == self._latest.get(branch):
+                return None  # two images of one state: tokens of it pooled, no branch
             if not is_difference and common & self._skipped[branch] & (self._skipped[skip] | self.bit(skip)):
                 skip, branch = branch, skip  # noqa: PLW2901 - the operand that went further along is the stream
             return Add(output, skip, branch, operation, -1 if is_difference else 1)
@@ -164,12 +169,25 @@ class Dataflow:
 
 
 def _varying(trace: Trace) -> set[int]:
-    """Return the values that depend on the batch."""
+    """Return the values that depend on the batch.
+
+    What is looked up in a table, and a parameter laid out for every element of the batch, count as such: a stream may
+    start from learned queries or from a start token.
+    """
     varying = {value for _, value in trace.calls[0].inputs} if trace.calls else set()
     if not varying:
         # A batch without a tensor in sight: nothing can be told from constants, so nothing counts as one.
         varying = {value for operation in trace.operations for value in operation.outputs}
     for operation in trace.operations:
-        if not varying.isdisjoint(operation.inputs):
+        if not varying.isdisjoint(operation.inputs) or _is_laid_out(trace, operation):
             varying.update(operation.outputs)
     return varying
+
+
+def _is_laid_out(trace: Trace, operation: Operation) -> bool:
+    if operation.name == "embedding":
+        return True
+    if operation.name not in ("expand", "repeat", "expand_as", "tile") or not operation.inputs:
+        return False
+    wide = [size for size in trace.shapes[operation.inputs[0]] if size > 1]
+    return operation.inputs[0] in trace.parameters and len(wide) >= 2

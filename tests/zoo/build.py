@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,13 @@ from .kits import kits
 from .shrink import BLOCKS, shrunk
 
 # narrow: widths too; alike: one kind of block; grid: three-part rotary positions; wide: widths as they are.
-SHRINKINGS = ("narrow", "alike", "grid", "wide")
-MOST_PARAMETERS = {"narrow": 40e6, "alike": 40e6, "grid": 40e6, "wide": 160e6}
+SHRINKINGS = ("narrow", "alike", "grid", "half grid", "wide")
+MOST_PARAMETERS = {"narrow": 40e6, "alike": 40e6, "grid": 40e6, "half grid": 40e6, "wide": 160e6}
+# What some configurations leave open for the checkpoint to fill in.
+_OPEN = {
+    "prediction_length": 8, "num_experts_per_tok": 2, "head_dim": 16, "n_routed_experts": 4, "num_experts": 4,
+    "pad_token_id": 0, "moe_topk": 2, "n_group": 1, "topk_group": 1, "topk_method": "greedy",
+}  # fmt: skip
 _HEADS_FIRST = (
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -77,11 +83,16 @@ def specimen(model_type: str) -> Specimen:
 
 def _config(model_type: str, shrinking: str) -> Any:
     kind = CONFIG_MAPPING[model_type]
-    small = shrunk(kind().to_dict(), keep_widths=shrinking == "wide")
+    try:
+        whole = kind().to_dict()
+    except Exception:
+        # Some values differ between blocks and cannot be written down as one.
+        whole = {name: value for name, value in vars(kind()).items() if not name.startswith("_")}
+    small = shrunk(whole, keep_widths=shrinking == "wide")
     if shrinking == "alike":
         _alike(small)
-    if shrinking == "grid":
-        _grid(small)
+    if shrinking in ("grid", "half grid"):
+        _grid(small, [2, 3, 3] if shrinking == "grid" else [1, 1, 2])
     errors = []
     for left_out in ((), ("layer_types", "mlp_layer_types", "layers_block_type", "block_types")):
         try:
@@ -105,10 +116,12 @@ def _config(model_type: str, shrinking: str) -> Any:
 
 
 def _alike(small: dict[str, Any]) -> None:
-    """Make all blocks of the first kind, where a configuration lists a kind for each."""
-    for name, value in small.items():
+    """Make all blocks of one kind, where a configuration lists a kind for each; fill in what it leaves open."""
+    for name, value in list(small.items()):
         if isinstance(value, dict):
             _alike(value)
+        elif value is None and name in _OPEN:
+            small[name] = _OPEN[name]
         elif name in ("layer_types", "mlp_layer_types", "layers_block_type", "block_types"):
             blocks = small.get("num_hidden_layers", BLOCKS)
             small[name] = [value[-1] if value else "full_attention"] * blocks
@@ -116,13 +129,13 @@ def _alike(small: dict[str, Any]) -> None:
             small[name] = 1
 
 
-def _grid(small: dict[str, Any]) -> None:
+def _grid(small: dict[str, Any], sections: list[int]) -> None:
     """Split rotary positions over time, height and width, as models of images and text expect."""
     for name, value in list(small.items()):
         if name in ("rope_parameters", "rope_scaling"):
-            small[name] = {**(value or {"rope_type": "default"}), "mrope_section": [2, 3, 3]}
+            small[name] = {**(value or {"rope_type": "default"}), "mrope_section": sections}
         elif isinstance(value, dict):
-            _grid(value)
+            _grid(value, sections)
 
 
 def _classes(model_type: str) -> Iterator[str]:
@@ -137,10 +150,24 @@ def _classes(model_type: str) -> Iterator[str]:
                 yield name
             if len(seen) >= 4:
                 return
+    if not seen:
+        yield from _by_config(model_type)
+
+
+def _by_config(model_type: str) -> Iterator[str]:
+    """Yield the models that take a configuration which no auto mapping leads to: parts of larger models."""
+    kind = CONFIG_MAPPING[model_type]
+    module = importlib.import_module(kind.__module__.replace("configuration_", "modeling_"))
+    for name, found in vars(module).items():
+        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+        if is_model and found.config_class is kind and not name.endswith("PreTrainedModel"):
+            yield name
 
 
 def _model(name: str, config: Any, most: float) -> nn.Module:
-    kind = getattr(transformers, name)
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        kind = getattr(importlib.import_module(type(config).__module__.replace("configuration_", "modeling_")), name)
     try:
         with torch.device("meta"):
             size = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())

@@ -2,10 +2,11 @@
 
 The oracle shares no code with discovery: it calls the model with its own flag and compares contents. A hidden state
 counts as found when every one of its rows (vectors along the stream's axis) is a row of one discovered state; which of
-three ways it was found is told apart, because a model may return its states cut, padded or in another layout:
+four ways it was found is told apart, because a model may return its states cut, padded or in another layout:
 
 - ``same``: equal, element by element
 - ``layout``: the same rows in another order or with the axes moved
+- ``normed``: a discovered state after a norm: standardised rows times one gain, plus one bias, for each feature
 - ``part``: rows of a longer discovered state (the model cuts or pads what it returns), or the other way round
 """
 
@@ -98,7 +99,21 @@ def _way(state: Tensor, discovered: list[Tensor]) -> str | None:
             for others in _rows(other):
                 if rows.shape[1] == others.shape[1] and _is_part(rows, others):
                     return "part"
+                if rows.shape == others.shape and (_is_normed(rows, others, True) or _is_normed(rows, others, False)):
+                    return "normed"
     return None
+
+
+def _is_normed(rows: Tensor, others: Tensor, is_centered: bool) -> bool:
+    """Whether every feature of ``rows`` is a line through the same feature of the standardised ``others``."""
+    n = len(rows)
+    if n < 6 or rows.shape[1] < 4:
+        return False
+    x = others - others.mean(1, keepdim=True) if is_centered else others
+    x = x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+    x, y = x - x.mean(0), rows - rows.mean(0)
+    gain = (x * y).sum(0) / (x * x).sum(0).clamp(min=1e-12)
+    return float((y - gain * x).norm()) < 1e-2 * float(y.norm())
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -88,6 +88,8 @@ def _is_count(value: object) -> bool:
 def _count(
     name: str, value: int, keep_widths: bool, is_staged: bool, has_latent: bool, width: int, heads: int
 ) -> int:
+    if name in ("first_k_dense_replace", "num_nextn_predict_layers", "num_kv_shared_layers", "n_group", "topk_group"):
+        return min(value, _EXACT[name])
     if _BLOCKS.fullmatch(name):
         return min(value, BLOCKS)
     if _TOKENS.fullmatch(name):
@@ -99,8 +101,6 @@ def _count(
     if name.endswith(("token_id", "token_index", "_id")) and value >= TOKENS - 8:
         fixed = {"pad": 0, "bos": 1, "eos": 2, "dec": 1}
         return fixed.get(name[:3], TOKENS - 28 + sum(map(ord, name)) % 20)
-    if name in ("first_k_dense_replace", "num_nextn_predict_layers", "num_kv_shared_layers", "n_group", "topk_group"):
-        return min(value, _EXACT[name])
     if keep_widths:
         return value
     if _LENGTHS.fullmatch(name):
