@@ -31,7 +31,7 @@ def assembled(model: nn.Module, batch: Batch, flow: Dataflow, found: list[Stream
 
 
 def _entry(flow: Dataflow, plan: Plan, link: Link) -> Entry:
-    return entry(flow, plan, link.add, link.terms if link.is_parallel else [link.add.branch])
+    return entry(flow, plan, link.add, link.operands)
 
 
 def _output_shapes(flow: Dataflow) -> list[tuple[int, ...]]:
@@ -157,8 +157,7 @@ def _terms(plan: Plan, link: Link) -> tuple[Point, ...]:
 
 def _with_seen(flow: Dataflow, plan: Plan, link: Link, made: Branch) -> Branch:
     """Say what hooks see of a write that they do not see as it is added."""
-    values = link.terms if link.is_parallel else [link.add.branch]
-    routes = [route for value in values for route in plan.expression(value, through_adds=True)]
+    routes = [route for value in link.operands for route in plan.expression(value, through_adds=True)]
     sightings = [plan.branch_sighting(route.value) for route in routes]
     if not routes or None in sightings:
         return made

@@ -53,14 +53,14 @@ class Outcome:
     hidden: tuple[str, ...] = ()
 
 
-def entry(flow: Dataflow, plan: Plan, add: Add, terms: list[int]) -> Entry:
+def entry(flow: Dataflow, plan: Plan, add: Add, operands: list[int]) -> Entry:
     """Lay out how the add is read at the points of ``plan``.
 
     Args:
         flow: the graph.
         plan: where values are seen.
         add: the residual add.
-        terms: the operands of a parallel block's write; the branch operand alone otherwise.
+        operands: what is added: the branch operand, or those of several adds that were joined.
     """
     made = add.operation
     forms = made.forms
@@ -71,17 +71,15 @@ def entry(flow: Dataflow, plan: Plan, add: Add, terms: list[int]) -> Entry:
 
     def read(value: int, sighting: str, sign: int = 1) -> tuple[Reading, ...] | None:
         form = forms.get(value) or _form(flow, value)
-        if form is None or len(form.strides) != len(form.shape):
+        if form is None or len(form.strides) != len(form.shape) or len(form.shape) > len(shape.shape):
             return None
         wanted = positions(broadcast(form, shape.shape), indices)
         routes = plan.expression(value, through_adds=sighting == "branch")
         return _readings(plan, routes, wanted, sighting, sign)
 
     total, skip = read(add.result, "state"), read(add.skip, "state")
-    writes = [read(term, "branch", add.sign) for term in terms]
+    writes = [read(operand, "branch", add.sign) for operand in operands]
     write = tuple(item for found in writes for item in found or ()) if None not in writes else None
-    if write is None and len(terms) > 1:
-        write = read(add.branch, "branch", add.sign)
     return Entry(total, skip, write)
 
 

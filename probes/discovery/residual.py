@@ -21,6 +21,7 @@ class Link:
         skip_path: (value, kind of the step that made it) from the skip operand back to the previous sum.
         state: the value that the next skip path and branch read.
         terms: what is summed into the branch operand; one unless the block is parallel.
+        operands: what is added, one value for each add that was joined into this link.
         cores: per term, the output of its last heavy operation.
         output_kinds: kinds of the transparent steps between the cores and the operand.
         entries: (index of the state that is read, normed or raw, norm output value or None).
@@ -36,6 +37,7 @@ class Link:
     skip_path: list[tuple[int, str]] = field(default_factory=list)
     state: int = -1
     terms: list[int] = field(default_factory=list)
+    operands: list[int] = field(default_factory=list)
     cores: list[int] = field(default_factory=list)
     output_kinds: list[str] = field(default_factory=list)
     entries: list[tuple[int, bool, int | None]] = field(default_factory=list)
@@ -77,7 +79,7 @@ def streams(flow: Dataflow) -> list[Stream]:
 
 def _described(flow: Dataflow, chain: list[Add], elsewhere: set[int]) -> Stream:
     """Describe one chain; the sums of other chains, ``elsewhere``, end the walk into a branch."""
-    links = [Link(add) for add in chain]
+    links = [Link(add, operands=[add.branch]) for add in chain]
     state_of: dict[int, int] = {}
     for index, link in enumerate(links):
         target = links[index - 1].add.result if index else _origin(flow, link.add)
@@ -276,6 +278,7 @@ def _merged(flow: Dataflow, links: list[Link]) -> list[Link]:
                 before.skip_path,
                 link.state,
                 [*before.terms, *link.terms],
+                [*before.operands, *link.operands],
                 [*before.cores, *link.cores],
                 [*before.output_kinds, *link.output_kinds],
                 [*before.entries, *link.entries],

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ import transformers
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .build import model_types
-from .examine import Row
+from .examine import Row, examined
 from .pool import rows
 from .stubs import stub_torchvision
 from .table import written
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="time limit of one type")
     parser.add_argument("--cache", type=Path, default=CACHE / "rows.jsonl")
     parser.add_argument("--fresh", action="store_true", help="forget the cache")
+    parser.add_argument("--recipes", type=Path, help="rows of an earlier run, to build as it did")
     parser.add_argument("--output", type=Path, default=Path("docs/zoo.md"))
     given = parser.parse_args()
     _quiet()
@@ -43,7 +45,9 @@ def main() -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, given.cache.open("a") as cache:
         task = progress.add_task("zoo", total=len(missing))
-        for row in rows(missing, workers=given.workers, seconds=given.seconds):
+        recipes = _cached(given.recipes) if given.recipes else {}
+        work = partial(_examined, recipes=recipes)
+        for row in rows(missing, workers=given.workers, seconds=given.seconds, work=work):
             known[row["type"]] = row
             cache.write(json.dumps(row) + "\n")
             cache.flush()
@@ -52,6 +56,10 @@ def main() -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(written(table))
     sys.stdout.write(f"{given.output}\n")
+
+
+def _examined(name: str, recipes: dict[str, Row]) -> Row:
+    return examined(name, recipes.get(name))
 
 
 def _quiet() -> None:

@@ -19,7 +19,7 @@ from .shrink import BLOCKS, shrunk
 
 # narrow: widths too; alike: one kind of block; grid: three-part rotary positions; wide: widths as they are.
 SHRINKINGS = ("narrow", "alike", "grid", "half grid", "wide")
-MOST_PARAMETERS = {"narrow": 40e6, "alike": 40e6, "grid": 40e6, "half grid": 40e6, "wide": 160e6}
+MOST_PARAMETERS = {"narrow": 40e6, "alike": 40e6, "grid": 40e6, "half grid": 40e6, "wide": 90e6}
 # What some configurations leave open for the checkpoint to fill in.
 _OPEN = {
     "prediction_length": 8, "num_experts_per_tok": 2, "head_dim": 16, "n_routed_experts": 4, "num_experts": 4,
@@ -55,20 +55,26 @@ def model_types() -> list[str]:
     return sorted(CONFIG_MAPPING_NAMES)
 
 
-def specimen(model_type: str) -> Specimen:
+def specimen(model_type: str, shrinking: str = "", name: str = "") -> Specimen:
     """Return a model of ``model_type`` with a batch.
+
+    Args:
+        model_type: a name of the auto mappings.
+        shrinking: the one way of shrinking to try; all of them when empty.
+        name: the one class to try; those that the auto mappings name when empty.
 
     Raises:
         NotBuiltError: nothing worked.
     """
     tried: list[str] = []
-    for shrinking in SHRINKINGS:
+    names = [name] if name else list(_classes(model_type))
+    for shrinking in [shrinking] if shrinking else SHRINKINGS:  # noqa: PLR1704 - one or all
         try:
             config = _config(model_type, shrinking)
         except Exception as error:
             tried.append(f"config {shrinking}: {_short(error)}")
             continue
-        for name in _classes(model_type):
+        for name in names:
             try:
                 model = _model(name, config, MOST_PARAMETERS[shrinking])
             except Exception as error:

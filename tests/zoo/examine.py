@@ -21,12 +21,20 @@ from .oracle import Verdict, hidden_states, judge
 Row = dict[str, Any]
 
 
-def examined(model_type: str) -> Row:
-    """Return the row of ``model_type``; whatever goes wrong is part of the row."""
+def examined(model_type: str, known: Row | None = None) -> Row:
+    """Return the row of ``model_type``; whatever goes wrong is part of the row.
+
+    Args:
+        model_type: a name of the auto mappings.
+        known: its row of an earlier run: how it was built is tried first, and what could not be built is not tried.
+    """
+    if known is not None and known["outcome"] == "not built":
+        return known
     row: Row = {"type": model_type, "outcome": "not built", "cause": ""}
     start = time.perf_counter()
     try:
-        made = specimen(model_type)
+        hint = (known.get("shrinking", ""), known.get("class", "")) if known is not None else ("", "")
+        made = specimen(model_type, *hint)
     except NotBuiltError as error:
         return row | {"cause": str(error)[:600]}
     row |= {"class": type(made.model).__name__, "shrinking": made.shrinking, "batch": list(made.batch)}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from .examine import Row, examined
+from .examine import Row
 
-MOST_MEMORY = 7 * 2**30  # bytes of one child: a model that did not shrink fails instead of taking the machine
+MOST_MEMORY = 5 * 2**30  # bytes of one child: a model that did not shrink fails instead of taking the machine
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Running:
     until: float
 
 
-def rows(names: list[str], *, workers: int, seconds: float, work: Callable[[str], Row] = examined) -> Iterator[Row]:
+def rows(names: list[str], *, workers: int, seconds: float, work: Callable[[str], Row]) -> Iterator[Row]:
     """Yield the row of every type as it is done; one that takes longer than ``seconds`` is ended and says so.
 
     Children are forked, so that transformers is imported once.
