@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
 from rheoscope.probes.batches import Batch
-from torch import nn
+from torch import Tensor, nn
 
 from . import branches
 from .certificate import Entry, entry
@@ -182,10 +182,10 @@ def _factor(route: Route, sign: int) -> float | None:
     return result
 
 
-def _number(factors: dict[int, object], operand: int, numbers: tuple[float, ...]) -> float | None:
+def _number(factors: dict[int, Tensor], operand: int, numbers: tuple[float, ...]) -> float | None:
     for value, tensor in factors.items():
         if value != operand:
-            return float(tensor) if getattr(tensor, "numel", lambda: 0)() == 1 else None  # type: ignore[arg-type]
+            return float(tensor.detach()) if tensor.numel() == 1 else None
     return numbers[0] if numbers else None
 
 

@@ -22,7 +22,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from .recorder import Operation, Trace
-from .rewrites import rewritten
+from .rewrites import is_filled, rewritten
 from .transparency import Transparency
 from .vocabulary import ADDS, SUBTRACTIONS, is_heavy
 
@@ -155,17 +155,30 @@ class Dataflow:
             return None
         if not self.trace.dtypes[output].is_floating_point:
             return None
-        for skip, branch in ((left, right), (right, left)):
+        order = self._by_age(left, right)
+        for skip, branch in order:
             common = (self._light[skip] | self.bit(skip)) & self._computed[branch]
-            if not common or (is_difference and skip == right):
-                continue
-            latest = self._latest.get(skip)
-            if latest is not None and latest == self._latest.get(branch):
-                return None  # two images of one state: tokens of it pooled, no branch
-            if not is_difference and common & self._skipped[branch] & (self._skipped[skip] | self.bit(skip)):
-                skip, branch = branch, skip  # noqa: PLW2901 - the operand that went further along is the stream
-            return Add(output, skip, branch, operation, -1 if is_difference else 1)
+            # Of two images of one stream the older one is the addend, whatever computes on what.
+            is_older = len(order) == 1 and bool((self._light[branch] | self.bit(branch)) & self._computed[skip])
+            if (common or is_older) and not (is_difference and skip == right):
+                return Add(output, skip, branch, operation, -1 if is_difference else 1)
         return None
+
+    def _by_age(self, left: int, right: int) -> list[tuple[int, int]]:
+        """Return (skip, branch) in the orders to try: one order only where both operands continue the same stream.
+
+        Two images of one and the same state (tokens of it pooled) are no skip and branch at all.
+        """
+        newest = self._latest.get(left), self._latest.get(right)
+        if newest[0] is not None and newest[0] == newest[1]:
+            return []
+        mine = [self._skipped[value] | self.bit(value) for value in (left, right)]
+        for index, (skip, branch) in enumerate(((left, right), (right, left))):
+            older, newer = newest[1 - index], newest[index]
+            began = mine[1 - index] & mine[index] if older is None else self.bit(older)
+            if newer is not None and began & self._skipped[skip]:
+                return [(skip, branch)]
+        return [(left, right), (right, left)]
 
 
 def _varying(trace: Trace) -> set[int]:
@@ -179,6 +192,8 @@ def _varying(trace: Trace) -> set[int]:
         # A batch without a tensor in sight: nothing can be told from constants, so nothing counts as one.
         varying = {value for operation in trace.operations for value in operation.outputs}
     for operation in trace.operations:
+        if is_filled(operation.name):
+            continue
         if not varying.isdisjoint(operation.inputs) or _is_laid_out(trace, operation):
             varying.update(operation.outputs)
     return varying

@@ -7,7 +7,7 @@ know sums and products only. Results in between that no call shows get values of
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,7 +19,13 @@ from .vocabulary import DROPOUTS, NORM_MODULE, PARTS, SUMS, VIEWS, is_heavy
 
 MOST_NORM_OPERATIONS = 60  # hand-written norms take 5-12; through the dispatcher up to twice as many
 _FUSED_PRODUCTS = {"addmm": "matmul", "baddbmm": "bmm", "addbmm": "bmm", "addmv": "mv"}
+_FILLED = re.compile(r"(zeros|ones|empty|full|rand|randn)_like|new_(zeros|ones|empty|full|tensor)")
 _SCATTERS = frozenset("index_add scatter_add scatter_reduce".split())
+
+
+def is_filled(name: str) -> bool:
+    """Return whether a call makes a tensor from another's shape alone."""
+    return _FILLED.fullmatch(name) is not None
 
 
 def rewritten(trace: Trace, varying: set[int]) -> tuple[list[Operation], dict[int, str], dict[str, NormBehaviour]]:
@@ -34,6 +40,8 @@ def rewritten(trace: Trace, varying: set[int]) -> tuple[list[Operation], dict[in
     made_by: dict[int, Operation] = {}
     result: list[Operation] = []
     for operation in _without_norms(trace, norm_of, norms):
+        if is_filled(operation.name):
+            operation = replace(operation, inputs=())  # noqa: PLW2901 - reads a shape, no content
         for simple in _simple(trace, operation, made_by, varying):
             result.append(simple)
             made_by.update(dict.fromkeys(simple.outputs, simple))

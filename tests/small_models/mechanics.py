@@ -116,7 +116,7 @@ class Planar(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, WIDTH, 4, 4)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.blocks, self.head = nn.ModuleList(Block() for _ in range(3)), nn.Conv2d(WIDTH, 5, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch(image)
@@ -126,7 +126,7 @@ class Planar(nn.Module):
             x = x + block.attention(y).transpose(1, 2).reshape(b, c, h, w)
             y = block.n2(x.permute(0, 2, 3, 1))
             x = x + block.mlp(y).permute(0, 3, 1, 2)
-        return x.mean((2, 3))
+        return self.head(x)
 
 
 class Scripted(nn.Module):

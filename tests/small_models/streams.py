@@ -158,7 +158,7 @@ class Reversible(Model):
         for block in self.blocks:
             one = one + block.attention(block.n1(two))
             two = two + block.mlp(block.n2(one))
-        return self.head(self.final(torch.cat([one, two], 1)))
+        return torch.cat([self.head(self.final(one)), self.head(self.final(two))], 1)
 
 
 class HyperConnected(Model):
@@ -187,7 +187,7 @@ class Queries(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(TOKENS, WIDTH)
-        self.queries = nn.Parameter(torch.randn(1, LENGTH, WIDTH))
+        self.queries, self.final = nn.Parameter(torch.randn(1, LENGTH, WIDTH)), nn.LayerNorm(WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(3))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class Queries(nn.Module):
         for block in self.blocks:
             x = x + block.attention(block.n1(x), memory)
             x = x + block.mlp(block.n2(x))
-        return x
+        return self.final(x)
 
 
 class Recurrent(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import torch
 import transformers
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .build import model_types
+from .build import NotBuiltError, model_types, specimen
 from .examine import Row, examined
 from .pool import rows
 from .stubs import stub_torchvision
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/zoo.md"))
     given = parser.parse_args()
     _quiet()
+    _warmed_up()
     given.cache.parent.mkdir(parents=True, exist_ok=True)
     if given.fresh:
         given.cache.unlink(missing_ok=True)
@@ -56,6 +58,13 @@ def main() -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(written(table))
     sys.stdout.write(f"{given.output}\n")
+
+
+def _warmed_up() -> None:
+    """Import, before the forks, what most types need: each child would do it again."""
+    for name in ("gpt2", "t5", "bert", "vit", "clip", "whisper", "detr"):
+        with contextlib.suppress(NotBuiltError):
+            specimen(name)
 
 
 def _examined(name: str, recipes: dict[str, Row]) -> Row:
