@@ -96,10 +96,32 @@ def attention(flow: Dataflow, operations: list[Operation]) -> Operation | None:
 
 
 def _is_cross(flow: Dataflow, link: Link, attends: Operation) -> bool:
-    own = [flow.reaches_any(link.stream, value) for value in attends.inputs[:2]]
+    own = [flow.reaches_any(link.stream, value) for value in queries_and_keys(attends)]
     if len(own) == 2 and own[0] != own[1]:
         return True
     return link.reads_own and any(value in flow.adds for value in link.foreign)
+
+
+def queries_and_keys(attends: Operation) -> tuple[int, ...]:
+    """Return the two values that an attention call multiplies; a bias that it adds comes first in some."""
+    is_added = attends.name in ("baddbmm", "addbmm") and len(attends.inputs) >= 3
+    return attends.inputs[1:3] if is_added else attends.inputs[:2]
+
+
+def beside(flow: Dataflow, link: Link) -> list[Operation]:
+    """Return what the attention call's own module computes from elsewhere: projections of another stream's keys."""
+    attends = attention(flow, link.operations)
+    frame = attends.calls if attends is not None else ()
+    waiting, seen, found = list(link.foreign), set[int](), list[Operation]()
+    while waiting and len(frame) > 1:
+        value = waiting.pop()
+        made = flow.producer.get(value)
+        if value in seen or made is None or made.calls[: len(frame)] != frame:
+            continue
+        seen.add(value)
+        found.append(made)
+        waiting += made.inputs
+    return found
 
 
 def is_convolutional(flow: Dataflow, links: list[Link]) -> bool:
@@ -237,7 +259,7 @@ def parameters(flow: Dataflow, link: Link) -> tuple[str, ...]:
     """Return the names of the parameters that the branch and the norms after its sum use."""
     found: dict[str, None] = {}
     names = flow.trace.parameters
-    for operation in reversed(link.operations):
+    for operation in reversed([*link.operations, *beside(flow, link)]):
         for value in operation.inputs:
             if value in names:
                 found[names[value]] = None

@@ -15,6 +15,7 @@ from .assembly import assembled
 from .branches import is_convolutional
 from .certificate import captured, outcome
 from .dataflow import Dataflow
+from .details import detailed
 from .residual import Stream, streams
 from .trace import Trace, trace
 from .verdict import certified
@@ -50,6 +51,7 @@ def discover(model: nn.Module, batch: Batch) -> Anatomy:
             )
         anatomy, entries = assembled(model, batch, flow, found)
         seen = captured(model, batch, entries)
+        anatomy = detailed(model, batch, flow, found, anatomy)
     anatomy = certified(anatomy, [outcome(entry, seen) for entry in entries])
     return _with_notes(anatomy, model)
 
