@@ -11,13 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import RecordingError
-
 if TYPE_CHECKING:
     import pandas as pd
 
 LEDGER_TOLERANCE = 1e-5  # float32 sums of two terms close to about 1e-7; 1e-5 leaves room for fused kernels.
-MOST_TEXT = 10_000  # characters of a name read from a file
 
 
 @dataclass(frozen=True)
@@ -296,24 +293,9 @@ class Anatomy:
         Raises:
             RecordingError: the value does not have the shape of an anatomy.
         """
-        try:
-            return cls(
-                stacks=tuple(_stack(stack) for stack in value["stacks"]),
-                problems=_names(value["problems"]),
-                gains=_names(value["gains"]),
-                norm_biases=_names(value["norm_biases"]),
-                vocabulary=int(value["vocabulary"]),
-                notes=_names(value.get("notes", ())),
-                ties_embeddings=_flag(value.get("ties_embeddings")),
-                positions=_name(value.get("positions", "unknown")),
-                is_shift_invariant=_flag(value.get("is_shift_invariant")),
-                dropout=tuple(float(item) for item in value.get("dropout", ())),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RecordingError(
-                f"Expected an anatomy as Rheoscope writes it, got one that does not fit ({error!r:.200}). "
-                "Record the run again, or read it with the version that wrote it."
-            ) from error
+        from .anatomy_reading import anatomy_from
+
+        return anatomy_from(value)
 
 
 _DETAILS = ("n_heads", "n_key_value_heads", "head_size", "qk_norm", "soft_cap", "d_ff", "is_gated", "activation")
@@ -333,98 +315,3 @@ def shared(values: Any, empty: str) -> str:
     """Return the one value that all share, ``mixed`` if they differ, ``empty`` if there is none."""
     found = list(dict.fromkeys(values))
     return empty if not found else found[0] if len(found) == 1 else "mixed"
-
-
-def _stack(value: Mapping[str, Any]) -> Stack:
-    return Stack(
-        index=int(value["index"]),
-        branches=tuple(_branch(branch) for branch in value["branches"]),
-        start=_point(value["start"]),
-        start_parameters=_names(value["start_parameters"]),
-        width=int(value["width"]),
-        n_streams=int(value.get("n_streams", 1)),
-        mixing=_name(value.get("mixing", "")),
-        is_causal=_flag(value.get("is_causal")),
-    )
-
-
-def _branch(value: Mapping[str, Any]) -> Branch:
-    error = value["ledger_error"]
-    return Branch(
-        **{name: int(value[name]) for name in ("stack", "block", "depth")},
-        **{name: _name(value[name]) for name in ("kind", "placement", "norm_kind", "module_path")},
-        is_parallel=bool(value["is_parallel"]),
-        scale=float(value["scale"]),
-        **{name: _names(value[name]) for name in ("parameters", "input_norms", "output_norms", "skip_norms")},
-        output_bias=None if value["output_bias"] is None else _name(value["output_bias"]),
-        **{name: _point(value[name]) for name in ("state", "sum", "write", "output")},
-        terms=_points(value["terms"]),
-        inputs=_points(value["inputs"]),
-        ledger_error=None if error is None else float(error),
-        # Added later: a recording made before does not hold them.
-        seen=_points(value.get("seen", ())),
-        factors=tuple(None if item is None else float(item) for item in value.get("factors", ())),
-        write_dropout=float(value.get("write_dropout", 0.0)),
-        is_gated_skip=bool(value.get("is_gated_skip", False)),
-        projections=tuple(
-            Projection(_name(item["weight"]), None if item["bias"] is None else _name(item["bias"]))
-            for item in value.get("projections", ())
-        ),
-        attention=_attention(value.get("attention")),
-        hidden=_hidden(value.get("hidden")),
-    )
-
-
-def _attention(value: Mapping[str, Any] | None) -> AttentionAnatomy | None:
-    if value is None:
-        return None
-    counts = {name: _count(value[name]) for name in ("n_heads", "n_key_value_heads", "head_size")}
-    cap = value["soft_cap"]
-    return AttentionAnatomy(
-        **counts,
-        qk_norm=_name(value["qk_norm"]),
-        soft_cap=None if cap is None else float(cap),
-        reason=_name(value["reason"]),
-    )
-
-
-def _hidden(value: Mapping[str, Any] | None) -> HiddenAnatomy | None:
-    if value is None:
-        return None
-    return HiddenAnatomy(
-        _count(value["width"]), _flag(value["is_gated"]), _name(value["activation"]), _name(value["reason"])
-    )
-
-
-def _count(value: object) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ValueError(f"a whole number or nothing, got {value!r:.80}")
-    return value
-
-
-def _flag(value: object) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"true, false or nothing, got {value!r:.80}")
-    return value
-
-
-def _point(value: Mapping[str, Any] | None) -> Point | None:
-    if value is None:
-        return None
-    side: Literal["input", "output"] = "input" if value["side"] == "input" else "output"
-    position = tuple(item if isinstance(item, int) else _name(item) for item in value["position"])
-    return Point(_name(value["module_path"]), side, position, int(value["call"]))
-
-
-def _points(values: Any) -> tuple[Point, ...]:
-    return tuple(point for value in values if (point := _point(value)) is not None)
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MOST_TEXT:
-        raise ValueError(f"a name of at most {MOST_TEXT} characters, got {value!r:.80}")
-    return value
-
-
-def _names(values: Any) -> tuple[str, ...]:
-    return tuple(_name(value) for value in values)

@@ -40,21 +40,20 @@ def _output_shapes(flow: Dataflow) -> list[tuple[int, ...]]:
     return [trace.shapes[v] for v in outputs if trace.shapes[v] and trace.dtypes[v].is_floating_point]
 
 
-def _stack(
-    flow: Dataflow, plan: Plan, stream: Stream, index: int, found: list[Stream], trainable: set[str]
-) -> Stack:
+def _stack(flow: Dataflow, plan: Plan, stream: Stream, index: int, found: list[Stream], trainable: set[str]) -> Stack:
     kinds = [branches.kind(flow, link) for link in stream.links]
     numbers = branches.block_numbers(flow, stream.links, kinds)
     made = tuple(
-        _branch(flow, plan, link, kind, index, block, depth)
-        for depth, (link, kind, block) in enumerate(zip(stream.links, kinds, numbers, strict=True), start=1)
+        _branch(flow, plan, link, before, kind, index, block, depth)
+        for depth, (link, before, kind, block) in enumerate(
+            zip(stream.links, [stream.start, *(link.state for link in stream.links)], kinds, numbers, strict=False),
+            start=1,
+        )
     )
     names = _sources(flow, stream.start)
     start_parameters = tuple(name for name in names if name in trainable)
     n_streams, mixing = _mixing(flow, stream, index, found)
-    return Stack(
-        index, made, plan.of_state(stream.start), start_parameters, _width(flow, stream), n_streams, mixing
-    )
+    return Stack(index, made, plan.of_state(stream.start), start_parameters, _width(flow, stream), n_streams, mixing)
 
 
 def _sources(flow: Dataflow, value: int) -> list[str]:
@@ -99,7 +98,7 @@ def _mixing(flow: Dataflow, stream: Stream, index: int, found: list[Stream]) -> 
     for other_index, other in enumerate(found):
         if other is stream or not reads_of(stream, [link.add.result for link in other.links]):
             continue
-        if reads_of(other, mine) and not any(link.reads_own for link in stream.links[1:]):
+        if reads_of(other, mine) and not any(link.read for link in stream.links[1:]):
             return 2, f"reversible: every branch reads stack {other_index} and writes to this one"
     return 1, ""
 
@@ -107,16 +106,18 @@ def _mixing(flow: Dataflow, stream: Stream, index: int, found: list[Stream]) -> 
 def _notes(stacks: tuple[Stack, ...]) -> list[str]:
     notes = [f"Stack {stack.index}: {stack.mixing}." for stack in stacks if stack.mixing]
     for stack in stacks:
-        places = [branch for branch in stack.branches if branch.placement == "pre" and branch.skip_norms]
+        places = [branch for branch in stack.branches if branch.placement != "post" and branch.skip_norms]
         if places:
             notes.append(
-                f"Stack {stack.index}: the stream itself is normed behind {len(places)} pre-normed branches, first "
+                f"Stack {stack.index}: the stream itself is normed behind {len(places)} branches that are normed themselves, first "
                 f"behind the {places[0].kind} branch of block {places[0].block}."
             )
     return notes
 
 
-def _branch(flow: Dataflow, plan: Plan, link: Link, kind: str, stack: int, block: int, depth: int) -> Branch:
+def _branch(
+    flow: Dataflow, plan: Plan, link: Link, before: int, kind: str, stack: int, block: int, depth: int
+) -> Branch:
     inputs, outputs, skips = branches.norm_values(link)
     shape = flow.trace.shapes[link.add.result]
     has_sum = link.state != link.add.result
@@ -130,7 +131,7 @@ def _branch(flow: Dataflow, plan: Plan, link: Link, kind: str, stack: int, block
         placement=branches.placement(link),
         norm_kind=branches.norm_kind(flow, [value for norm in own for value in norm]),
         is_parallel=link.is_parallel,
-        scale=_scale(flow, link),
+        scale=_scale(flow, link, before),
         module_path=plan.holder(link.cores),
         parameters=branches.parameters(flow, link),
         output_bias=branches.output_bias(flow, link, shape[-1] if shape else 0),
@@ -189,12 +190,12 @@ def _number(factors: dict[int, Tensor], operand: int, numbers: tuple[float, ...]
     return numbers[0] if numbers else None
 
 
-def _scale(flow: Dataflow, link: Link) -> float:
+def _scale(flow: Dataflow, link: Link, before: int) -> float:
     """Return the factor of the skip operand: the mean, where a learned factor differs between elements."""
     result = 1.0
     for value, kind in link.skip_path:
-        if kind == "norm":
-            break  # what lies before belongs to the state
+        if value == before:
+            break  # what made the state itself is no part of the skip
         made = flow.producer.get(value)
         if kind == "scale" and made is not None:
             tensors = [made.factors[v] for v in made.inputs if v in made.factors]

@@ -13,6 +13,7 @@ from .vocabulary import (
     MATRIX_PRODUCTS,
     NORM_MODULE,
     NORMS,
+    POOLS,
     ROUTERS,
     is_heavy,
 )
@@ -99,7 +100,7 @@ def _is_cross(flow: Dataflow, link: Link, attends: Operation) -> bool:
     own = [flow.reaches_any(link.stream, value) for value in queries_and_keys(attends)]
     if len(own) == 2 and own[0] != own[1]:
         return True
-    return link.reads_own and any(value in flow.adds for value in link.foreign)
+    return bool(link.read) and any(value in flow.adds for value in link.foreign)
 
 
 def queries_and_keys(attends: Operation) -> tuple[int, ...]:
@@ -125,17 +126,18 @@ def beside(flow: Dataflow, link: Link) -> list[Operation]:
 
 
 def is_convolutional(flow: Dataflow, links: list[Link]) -> bool:
-    """Return whether positions are mixed by convolution alone, in every branch: then this is no transformer."""
-    for link in links:
-        heavy = [operation for operation in link.operations if is_heavy(operation.name)]
-        if attention(flow, link.operations) is not None or not heavy:
-            return False
-        spatial = [operation for operation in heavy if is_spatial(flow, operation)]
-        planar = any(len(flow.trace.shapes[operation.inputs[1]]) >= 4 for operation in spatial)
-        only = all(CONVOLUTIONS.fullmatch(operation.name) for operation in heavy)
-        if not spatial or not (planar or only):
-            return False
-    return True
+    """Return whether positions are mixed by convolution alone: then this is no transformer.
+
+    Either all that is computed is convolutions, some over several positions; or every branch holds one over a plane.
+    """
+    heavy = [[made for made in link.operations if is_heavy(made.name)] for link in links]
+    spatial = [[made for made in branch if is_spatial(flow, made)] for branch in heavy]
+    if any(attention(flow, link.operations) is not None for link in links):
+        return False
+    names = {made.name for branch in heavy for made in branch}
+    if any(spatial) and all(CONVOLUTIONS.fullmatch(name) or POOLS.fullmatch(name) for name in names):
+        return True
+    return all(any(len(flow.trace.shapes[made.inputs[1]]) >= 4 for made in branch) for branch in spatial)
 
 
 def block_numbers(flow: Dataflow, links: list[Link], kinds: list[str]) -> list[int]:
@@ -198,16 +200,10 @@ def placement(link: Link) -> str:
     after, on_skip = bool(link.output_norms), bool(link.skip_norms)
     if before and raw:
         return "unknown"
-    if before and not after and on_skip:
-        return "pre"  # and a norm of the stream itself behind it, as at the end of a conformer's block: see skip_norms
-    names = {
-        (True, False, False): "pre",
-        (False, False, True): "post",
-        (True, True, False): "double",
-        (False, True, False): "reordered",
-        (False, False, False): "none",
-    }
-    return names.get((before, after, on_skip), "unknown")
+    if before or after:
+        # A norm of the stream itself behind such a branch, as at the end of a conformer's block, is in skip_norms.
+        return "double" if before and after else "pre" if before else "reordered"
+    return "post" if on_skip else "none"
 
 
 def norm_values(link: Link) -> tuple[list[int], list[int], list[int]]:

@@ -65,7 +65,7 @@ def entry(flow: Dataflow, plan: Plan, add: Add, operands: list[int]) -> Entry:
     made = add.operation
     forms = made.forms
     shape = forms.get(add.result)
-    if shape is None or not shape.strides and shape.shape:
+    if shape is None or (not shape.strides and shape.shape):
         return Entry(None, None, None)
     indices = sample(shape, SAMPLE)
 

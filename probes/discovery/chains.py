@@ -103,9 +103,7 @@ def _longest(flow: Dataflow, values: list[int], before: Links) -> list[int]:
     return path[::-1]
 
 
-def _superseded(
-    flow: Dataflow, path: list[int], remaining: set[int], before: Links, entering: Links
-) -> list[int]:
+def _superseded(flow: Dataflow, path: list[int], remaining: set[int], before: Links, entering: Links) -> list[int]:
     """Return the tail of ``path`` that another add, continuing from the same sum, takes as its branch."""
     place = {value: index for index, value in enumerate(path)}
     end = flow.bit(path[-1])

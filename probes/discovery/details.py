@@ -51,7 +51,9 @@ def detailed(model: nn.Module, batch: Batch, flow: Dataflow, found: list[Stream]
 def _ties(flow: Dataflow, anatomy: Anatomy) -> bool | None:
     """Return whether the table that tokens are looked up in is also the matrix that gives the logits."""
     tables = {made.inputs[0] for made in flow.operations if made.name == "embedding" and made.inputs}
-    tables |= {v for made in flow.operations if made.name == "embedding" for v in made.inputs} & set(flow.trace.parameters)
+    tables |= {v for made in flow.operations if made.name == "embedding" for v in made.inputs} & set(
+        flow.trace.parameters
+    )
     if not tables or not anatomy.vocabulary:
         return None
     heads_ = _last_products(flow)

@@ -44,7 +44,7 @@ def discover(model: nn.Module, batch: Batch) -> Anatomy:
                 f"whose {len(flow.operations)} traced operations no such sum recurs. Pass the transformer itself, with a "
                 "batch that runs all of it."
             )
-        if all(is_convolutional(flow, stream.links) for stream in found):
+        if is_convolutional(flow, [link for stream in found for link in stream.links]):
             raise DiscoveryError(
                 f"Expected a transformer, got {type(model).__name__}, whose residual branches mix positions by "
                 "convolution alone: a convolutional net. Pass the transformer itself."

@@ -30,7 +30,7 @@ class Link:
         skip_norms: outputs of the norms between this sum and the state.
         output_norms: outputs of the norms between core and operand.
         stream: bits of the values of the stream that the branch may read.
-        reads_own: whether the branch reads a state of its own stream.
+        read: values of its own stream that the branch reads.
     """
 
     add: Add
@@ -46,7 +46,7 @@ class Link:
     skip_norms: list[int] = field(default_factory=list)
     output_norms: list[int] = field(default_factory=list)
     stream: int = 0
-    reads_own: bool = False
+    read: list[int] = field(default_factory=list)
 
     @property
     def is_parallel(self) -> bool:
@@ -88,7 +88,6 @@ def _described(flow: Dataflow, chain: list[Add], elsewhere: set[int]) -> Stream:
             state_of.setdefault(value, index)
     for index, link in enumerate(links[:-1]):
         link.skip_norms = [value for value, kind in links[index + 1].skip_path if kind == "norm"]
-        link.state = link.skip_norms[0] if link.skip_norms else _rebuilt(flow, link, links[index + 1])
     stream = 0
     for value in state_of:
         stream |= flow.bit(value)
@@ -96,17 +95,17 @@ def _described(flow: Dataflow, chain: list[Add], elsewhere: set[int]) -> Stream:
         link.stream = stream
         _describe_output(flow, link, state_of)
         _describe_inputs(flow, link, state_of, elsewhere)
+    for index, link in enumerate(links[:-1]):
+        link.state = _fork(link, links[index + 1], index + 1, state_of)
     _describe_last(flow, links)
     return Stream(links[0].skip_path[-1][0], _merged(flow, links))
 
 
-def _rebuilt(flow: Dataflow, link: Link, following: Link) -> int:
-    """Return the sum, or what stands for it once part of it is replaced or put beside something else."""
-    size = flow.trace.n_elements
-    for value, kind in following.skip_path:
-        if kind in ("part", "mask") and size(value) >= size(link.add.result):
-            return value
-    return link.add.result
+def _fork(link: Link, following: Link, number: int, state_of: dict[int, int]) -> int:
+    """Return where the next branch leaves the stream: the sum, or what it became by a norm, a scale, a rebuilding."""
+    read = {value for value in following.read if state_of[value] == number}
+    forks = [value for value, _ in following.skip_path if value in read]
+    return forks[-1] if forks else link.skip_norms[0] if link.skip_norms else link.add.result
 
 
 def _origin(flow: Dataflow, add: Add) -> int:
@@ -214,7 +213,7 @@ def _describe_inputs(flow: Dataflow, link: Link, state_of: dict[int, int], elsew
                 waiting.append(source)
     # A branch that reads nothing of its own stream reads the other one of a reversible pair.
     sources = dict.fromkeys(entered) or {(v, o): None for v, o in beside if not seen.isdisjoint(o.outputs)}
-    link.reads_own = bool(entered)
+    link.read = list(dict.fromkeys(source for source, _ in entered))
     own = state_of.get(link.add.skip, 0)
     link.entries += [
         (state_of.get(source, own), norm >= 0, norm if norm >= 0 else None)
@@ -287,7 +286,7 @@ def _merged(flow: Dataflow, links: list[Link]) -> list[Link]:
                 link.skip_norms,
                 [*before.output_norms, *link.output_norms],
                 link.stream,
-                before.reads_own or link.reads_own,
+                [*before.read, *link.read],
             )
         else:
             result.append(link)

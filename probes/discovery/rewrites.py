@@ -41,7 +41,7 @@ def rewritten(trace: Trace, varying: set[int]) -> tuple[list[Operation], dict[in
     result: list[Operation] = []
     for operation in _without_norms(trace, norm_of, norms):
         if is_filled(operation.name):
-            operation = replace(operation, inputs=())  # noqa: PLW2901 - reads a shape, no content
+            operation = replace(operation, inputs=())
         for simple in _simple(trace, operation, made_by, varying):
             result.append(simple)
             made_by.update(dict.fromkeys(simple.outputs, simple))

@@ -180,7 +180,11 @@ class Transparency:
         labels = terms.split(",")
         if len(labels) != 2 or not result or "." in terms:
             return 0
-        sizes = {label: size for term, shape in zip(labels, shapes, strict=True) for label, size in zip(term, shape, strict=False)}
+        sizes = {
+            label: size
+            for term, shape in zip(labels, shapes, strict=True)
+            for label, size in zip(term, shape, strict=False)
+        }
         count = 1
         for label in set(labels[0]) & set(labels[1]):
             count *= sizes.get(label, 1) if label not in result else 1

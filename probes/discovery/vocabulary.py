@@ -57,7 +57,9 @@ POOLS = re.compile(r".*pool[123]d.*|interpolate|upsample.*")
 
 # Matrix products that may be written with two varying operands.
 MATRIX_PRODUCTS = frozenset("matmul rmatmul bmm einsum baddbmm mm addmm addbmm tensordot".split())
-ATTENTION = re.compile(r".*scaled_dot_product.*|multi_head_attention_forward|flex_attention.*|native_multi_head_attention")
+ATTENTION = re.compile(
+    r".*scaled_dot_product.*|multi_head_attention_forward|flex_attention.*|native_multi_head_attention"
+)
 CONVOLUTIONS = re.compile(r"conv.*|thnn_conv.*|mkldnn_convolution.*|slow_conv.*")
 LINEAR = frozenset("linear mv dot inner bilinear chain_matmul".split()) | MATRIX_PRODUCTS
 EXPERTS = re.compile(r".*grouped_mm.*")

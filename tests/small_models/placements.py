@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .parts import WIDTH, Attention, Block, Gated, HandNorm, Mlp, rms
+from .parts import WIDTH, Block, Gated, HandNorm, Mlp, rms
 
 
 class Pre(Block):

@@ -68,7 +68,7 @@ def specimen(model_type: str, shrinking: str = "", name: str = "") -> Specimen:
     """
     tried: list[str] = []
     names = [name] if name else list(_classes(model_type))
-    for shrinking in [shrinking] if shrinking else SHRINKINGS:  # noqa: PLR1704 - one or all
+    for shrinking in [shrinking] if shrinking else SHRINKINGS:
         try:
             config = _config(model_type, shrinking)
         except Exception as error:
@@ -192,9 +192,11 @@ def _model(name: str, config: Any, most: float) -> nn.Module:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.02
                 if parameter.dim() == 1:
                     parameter.add_(noise)
-                if not bool(torch.isfinite(parameter).all()) or float(parameter.abs().max()) > 1e4:
-                    parameter.copy_(noise)
-                elif parameter.dim() > 1 and not bool(parameter.any()):
+                if (
+                    not bool(torch.isfinite(parameter).all())
+                    or float(parameter.abs().max()) > 1e4
+                    or (parameter.dim() > 1 and not bool(parameter.any()))
+                ):
                     parameter.copy_(noise)
     return model.float().eval()
 

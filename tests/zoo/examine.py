@@ -107,7 +107,11 @@ def _known(made: Specimen, anatomy: Anatomy) -> str:
         return ""
     found = {branch.placement for branch in anatomy.branches}
     if known.placement == "parallel":
-        return "right" if anatomy.is_parallel and found == {"pre"} else f"wrong: expected parallel pre, got {sorted(found)}"
+        return (
+            "right"
+            if anatomy.is_parallel and found == {"pre"}
+            else f"wrong: expected parallel pre, got {sorted(found)}"
+        )
     return "right" if found == {known.placement} else f"wrong: expected {known.placement}, got {sorted(found)}"
 
 

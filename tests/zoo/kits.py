@@ -48,8 +48,16 @@ def _text(names: set[str], config: Any, generator: torch.Generator) -> Iterator[
     yield {"input_ids": ids}
     yield {"input_ids": ids, "attention_mask": ones}
     yield {"input_ids": ids, "attention_mask": ones, "position_ids": torch.arange(IDS[1]).expand(*IDS)}
-    yield {"input_ids": torch.randint(4, 90, (2, 9, number(config, "num_codebooks", "num_vq", default=4)), generator=generator)}
-    yield {"input_ids": torch.randint(4, 30, (2, number(config, "num_codebooks", "num_vq", default=4), 9), generator=generator)}
+    yield {
+        "input_ids": torch.randint(
+            4, 90, (2, 9, number(config, "num_codebooks", "num_vq", default=4)), generator=generator
+        )
+    }
+    yield {
+        "input_ids": torch.randint(
+            4, 30, (2, number(config, "num_codebooks", "num_vq", default=4), 9), generator=generator
+        )
+    }
     size = number(config, "num_codebooks", default=4)
     yield {"input_ids": torch.randint(4, 30, (2 * size, 9), generator=generator)}
 
@@ -168,7 +176,15 @@ def _sound(names: set[str], config: Any, generator: torch.Generator) -> Iterator
     if "input_features" in names:
         long = 2 * number(config, "max_source_positions", default=64)
         windows = 2 * number(config, "n_window", default=50)
-        shapes = [(1, bins, long), (1, long, bins), (1, 64, bins), (1, bins, 64), (1, 64, 80), (1, 64, 160), (1, 80, 64)]
+        shapes = [
+            (1, bins, long),
+            (1, long, bins),
+            (1, 64, bins),
+            (1, bins, 64),
+            (1, 64, 80),
+            (1, 64, 160),
+            (1, 80, 64),
+        ]
         shapes += [(1, 128, long), (1, 80, long), (1, long, 128), (1, bins, 3000), (1, 1, 1001, 64)]
         for shape in shapes:
             sound = {"input_features": torch.randn(shape, generator=generator)}
@@ -189,7 +205,10 @@ def _sound(names: set[str], config: Any, generator: torch.Generator) -> Iterator
                     lengths: torch.tensor([windows]),
                     "aftercnn_lens": torch.tensor([windows // 2]),
                 }
-                yield {"input_features": torch.randn((bins, windows), generator=generator), lengths: torch.tensor([windows])}
+                yield {
+                    "input_features": torch.randn((bins, windows), generator=generator),
+                    lengths: torch.tensor([windows]),
+                }
     for name in ("audio_values", "waveform", "input_waveform", "spectrogram", "audio"):
         if name in names:
             yield {name: torch.randn((1, 1, 8000), generator=generator)}

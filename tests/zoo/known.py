@@ -27,7 +27,11 @@ KNOWN: dict[str, Known] = (
     | _all("pre", "rmsnorm", "hunyuan_v1_dense dots1 minimax_m2 gpt_oss jamba mamba mamba2 exaone_moe_not_here")
     | _all("post", "layernorm", "bert roberta distilbert electra camembert xlm-roberta mpnet deberta deberta-v2 albert")
     | _all("post", "layernorm", "openai-gpt bart xlm layoutlm convbert marian ernie squeezebert xlnet lilt ibert")
-    | _all("post", "layernorm", "roc_bert splinter mobilebert_not_here data2vec-text nystromformer yoso mra bert-generation")
+    | _all(
+        "post",
+        "layernorm",
+        "roc_bert splinter mobilebert_not_here data2vec-text nystromformer yoso mra bert-generation",
+    )
     | _all("double", "rmsnorm", "gemma2 gemma3_text glm4")
     | _all("reordered", "rmsnorm", "olmo2 olmo3 exaone4")
     | _all("parallel", "layernorm", "gptj gpt_neox phi falcon cohere codegen")

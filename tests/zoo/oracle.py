@@ -99,7 +99,8 @@ def _way(state: Tensor, discovered: list[Tensor]) -> str | None:
             for others in _rows(other):
                 if rows.shape[1] == others.shape[1] and _is_part(rows, others):
                     return "part"
-                if rows.shape == others.shape and (_is_normed(rows, others, True) or _is_normed(rows, others, False)):
+                pairs = ((rows, others), (others, rows)) if rows.shape == others.shape else ()
+                if any(_is_normed(*pair, is_centered) for pair in pairs for is_centered in (True, False)):
                     return "normed"
     return None
 
@@ -142,4 +143,6 @@ def _is_part(rows: Tensor, others: Tensor) -> bool:
     size = max(float(few.abs().max()), 1e-6)
     nearest = torch.cdist(few, many, p=float("inf")).min(1).values <= CLOSE * size
     # Padding is zero, or the same vector again: it may differ between the two.
-    return bool(nearest.all()) or (len(few) == len(rows) and bool((nearest | ~few.any(1)).all()) and bool(nearest.any()))
+    return bool(nearest.all()) or (
+        len(few) == len(rows) and bool((nearest | ~few.any(1)).all()) and bool(nearest.any())
+    )

@@ -45,7 +45,9 @@ def rows(names: list[str], *, workers: int, seconds: float, work: Callable[[str]
                 yield row
 
 
-def _started(context: multiprocessing.context.ForkContext, name: str, seconds: float, work: Callable[[str], Row]) -> _Running:
+def _started(
+    context: multiprocessing.context.ForkContext, name: str, seconds: float, work: Callable[[str], Row]
+) -> _Running:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(name, sending, work), daemon=True)
     process.start()

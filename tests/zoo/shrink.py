@@ -27,10 +27,16 @@ _BLOCKS = re.compile(
     r"(\w*_)?(num_hidden_layers|n_layers?|num_layers|layers|num_blocks?|depth|num_text_layers|num_encoder_layers|"
     r"num_decoder_layers|nlayers|num_layers_\w+|[rlx]_layers)"
 )
-_EXPERTS = re.compile(r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|ffn_num_experts|num_routed_experts")
-_CHOSEN = re.compile(r"num_experts_per_tok(en)?|moe_k|moe_top_?k|expert_top_k|top_k_experts|num_selected_experts|router_top_k")
+_EXPERTS = re.compile(
+    r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|ffn_num_experts|num_routed_experts"
+)
+_CHOSEN = re.compile(
+    r"num_experts_per_tok(en)?|moe_k|moe_top_?k|expert_top_k|top_k_experts|num_selected_experts|router_top_k"
+)
 _TOKENS = re.compile(r"\w*(vocab_size|n_vocab)(_per_layer_input)?")
-_LENGTHS = re.compile(r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|max_seq_len(gth)?|max_length")
+_LENGTHS = re.compile(
+    r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|max_seq_len(gth)?|max_length"
+)
 _LISTED = re.compile(r"depths|num_heads|num_attention_heads|hidden_sizes|embed_dims|embed_dim|hidden_dims?|num_blocks")
 _EXACT = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
@@ -64,7 +70,9 @@ def shrunk(given: Mapping[str, Any], *, keep_widths: bool) -> dict[str, Any]:
     blocks = next(
         (value for name, value in given.items() if _BLOCKS.fullmatch(name) and _is_count(value) and value > BLOCKS), 0
     )
-    width = next((v for n, v in given.items() if n in ("hidden_size", "d_model", "n_embd", "embed_dim") and _is_count(v)), 0)
+    width = next(
+        (v for n, v in given.items() if n in ("hidden_size", "d_model", "n_embd", "embed_dim") and _is_count(v)), 0
+    )
     heads = next((v for n, v in given.items() if _HEADS.fullmatch(n) and _is_count(v)), 0)
     is_staged = any(isinstance(v, list | tuple) for n, v in given.items() if _LISTED.fullmatch(n))
     has_latent = "qk_rope_head_dim" in given
@@ -85,9 +93,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _count(
-    name: str, value: int, keep_widths: bool, is_staged: bool, has_latent: bool, width: int, heads: int
-) -> int:
+def _count(name: str, value: int, keep_widths: bool, is_staged: bool, has_latent: bool, width: int, heads: int) -> int:
     if name in ("first_k_dense_replace", "num_nextn_predict_layers", "num_kv_shared_layers", "n_group", "topk_group"):
         return min(value, _EXACT[name])
     if _BLOCKS.fullmatch(name):

@@ -31,7 +31,18 @@ def stub_torchvision() -> None:
     """Put empty torchvision modules into ``sys.modules`` where none can be imported."""
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return
-    names = ("", ".ops", ".ops.misc", ".transforms", ".transforms.functional", ".transforms.functional_pil", ".datasets", ".models", ".io", ".utils")
+    names = (
+        "",
+        ".ops",
+        ".ops.misc",
+        ".transforms",
+        ".transforms.functional",
+        ".transforms.functional_pil",
+        ".datasets",
+        ".models",
+        ".io",
+        ".utils",
+    )
     names += (".models.feature_extraction", ".datasets.folder", ".transforms.v2", ".transforms.v2.functional")
     for name in names:
         module = _Anything(f"torchvision{name}")

@@ -26,12 +26,12 @@ def written(rows: list[Row]) -> str:
         "shrunk configuration with random weights, discovered, and judged. Written by `make zoo`.",
         "",
         f"- {len(rows)} types; {len(built)} built and ran; {len(rows) - len(built)} not (cause in the last table).",
-        f"- {len(right)} of {len(built)} right ({_share(len(right), len(built))}): all of the model's own hidden states "
-        "are among the discovered states, or it is no residual transformer and discovery says so, or the reason why the "
-        "oracle does not apply is given.",
+        f"- {len(right)} of {len(built)} right ({_share(len(right), len(built))}): all of the model's own hidden "
+        "states are among the discovered ones, or it is no residual transformer and discovery says so, or the reason why "
+        "the oracle does not apply is given.",
         f"- {sum(bool(row.get('complete')) for row in built)} complete: every add certified by plain hooks; the others "
         "say what is hidden.",
-        f"- {counts['wrong and confident']} wrong and confident.",
+        f"- {sum(r['outcome'] == 'wrong and confident' and not is_right(r) for r in built)} wrong and confident.",
         f"- {sum(row['known'] == 'right' for row in known)} of {len(known)} known placements right.",
         "",
         "## Outcomes",
@@ -73,7 +73,7 @@ def written(rows: list[Row]) -> str:
 
 def is_right(row: Row) -> bool:
     """Whether a row's outcome is right, by the oracle or by a reason given for this type."""
-    return row["outcome"] in _GOOD or (row["outcome"] != "wrong and confident" and row["type"] in REASONS)
+    return row["outcome"] in _GOOD or (row["outcome"] != "crashed" and row["type"] in REASONS)
 
 
 def _line(row: Row) -> str:
@@ -86,7 +86,8 @@ def _line(row: Row) -> str:
     found = ", ".join(f"{name} {number}" for name, number in row["found"].items())
     cells = [
         row["type"],
-        "+".join(map(str, row["stacks"])) + ("" if max(row["multi"], default=1) == 1 else f" of {max(row['multi'])} streams"),
+        "+".join(map(str, row["stacks"]))
+        + ("" if max(row["multi"], default=1) == 1 else f" of {max(row['multi'])} streams"),
         _counted(row["placement"]),
         _counted(row["norm_kind"]),
         "yes" if row["parallel"] else "",

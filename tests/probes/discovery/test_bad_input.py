@@ -88,9 +88,7 @@ def _everything(model: nn.Module) -> list[Any]:
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
-    return all(
-        torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(one, other, strict=True)
-    )
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(one, other, strict=True))
 
 
 def test_a_buffer_that_the_forward_changes_is_put_back() -> None:
