@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from .recorder import Operation, Trace
 from .rewrites import is_filled, rewritten
 from .transparency import Transparency
-from .vocabulary import ADDS, SUBTRACTIONS, is_heavy
+from .vocabulary import ADDS, DROPOUTS, NORMS, PARTS, SUBTRACTIONS, VIEWS, is_heavy
 
 
 @dataclass(frozen=True)
@@ -184,25 +184,42 @@ class Dataflow:
 def _varying(trace: Trace) -> set[int]:
     """Return the values that depend on the batch.
 
-    What is looked up in a table, and a parameter laid out for every element of the batch, count as such: a stream may
-    start from learned queries or from a start token.
+    What is looked up in a table, and parameters that are transformed as data are (learned queries, start tokens), count
+    as such: a stream may start from them.
     """
     varying = {value for _, value in trace.calls[0].inputs} if trace.calls else set()
     if not varying:
         # A batch without a tensor in sight: nothing can be told from constants, so nothing counts as one.
         varying = {value for operation in trace.operations for value in operation.outputs}
+    varying |= _learned_data(trace)
     for operation in trace.operations:
         if is_filled(operation.name):
             continue
-        if not varying.isdisjoint(operation.inputs) or _is_laid_out(trace, operation):
+        if operation.name == "embedding" or not varying.isdisjoint(operation.inputs):
             varying.update(operation.outputs)
     return varying
 
 
-def _is_laid_out(trace: Trace, operation: Operation) -> bool:
-    if operation.name == "embedding":
-        return True
-    if operation.name not in ("expand", "repeat", "expand_as", "tile") or not operation.inputs:
-        return False
-    wide = [size for size in trace.shapes[operation.inputs[0]] if size > 1]
-    return operation.inputs[0] in trace.parameters and len(wide) >= 2
+def _learned_data(trace: Trace) -> set[int]:
+    """Return parameters, and what is laid out or summed from them, that stand where a projection or norm takes data."""
+    made_by = {value: operation for operation in trace.operations for value in operation.outputs}
+    waiting = [made.inputs[0] for made in trace.operations if made.name in _TAKES_DATA and made.inputs]
+    seen: set[int] = set()
+    found: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        made = made_by.get(value)
+        if made is None:
+            if value in trace.parameters and len([size for size in trace.shapes[value] if size > 1]) >= 2:
+                found.add(value)
+        elif made.name in VIEWS or made.name in PARTS or made.name in NORMS or made.name in DROPOUTS:
+            waiting += made.inputs[:1]
+        elif made.name in ADDS:
+            waiting += made.inputs
+    return found
+
+
+_TAKES_DATA = frozenset(("linear", "addmm", *NORMS))

@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .build import NotBuiltError, model_types, specimen
 from .examine import Row, examined
 from .pool import rows
-from .stubs import stub_torchvision
 from .table import written
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rheoscope-zoo"
@@ -74,7 +73,6 @@ def _examined(name: str, recipes: dict[str, Row]) -> Row:
 def _quiet() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    stub_torchvision()
     transformers.logging.set_verbosity_error()
     logging.disable(logging.CRITICAL)
 

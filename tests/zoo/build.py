@@ -23,7 +23,8 @@ MOST_PARAMETERS = {"narrow": 40e6, "alike": 40e6, "grid": 40e6, "half grid": 40e
 # What some configurations leave open for the checkpoint to fill in.
 _OPEN = {
     "prediction_length": 8, "num_experts_per_tok": 2, "head_dim": 16, "n_routed_experts": 4, "num_experts": 4,
-    "pad_token_id": 0, "moe_topk": 2, "n_group": 1, "topk_group": 1, "topk_method": "greedy",
+    "pad_token_id": 0, "moe_topk": 2, "n_group": 1, "topk_group": 1, "topk_method": "greedy", "vocab_size": 128,
+    "num_key_value_heads": 4,
 }  # fmt: skip
 _HEADS_FIRST = (
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",

@@ -86,6 +86,8 @@ def shrunk(given: Mapping[str, Any], *, keep_widths: bool) -> dict[str, Any]:
             result[name] = _count(name, value, keep_widths, is_staged, has_latent, width, heads)
         elif isinstance(value, list | tuple) and value:
             result[name] = _listed(name, value, blocks)
+    if not keep_widths and {"state_size", "expand", "head_dim", "num_heads"} <= given.keys():
+        result["num_heads"] = 2 * WIDTH // result["head_dim"]  # state-space heads share the expanded width
     return {name: value for name, value in result.items() if name not in _NOT_ARGUMENTS}
 
 
