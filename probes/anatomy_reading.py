@@ -53,13 +53,24 @@ def _stack(value: Mapping[str, Any]) -> Stack:
 def _branch(value: Mapping[str, Any]) -> Branch:
     error = value["ledger_error"]
     return Branch(
-        **{name: int(value[name]) for name in ("stack", "block", "depth")},
-        **{name: _name(value[name]) for name in ("kind", "placement", "norm_kind", "module_path")},
+        stack=int(value["stack"]),
+        block=int(value["block"]),
+        depth=int(value["depth"]),
+        kind=_name(value["kind"]),
+        placement=_name(value["placement"]),
+        norm_kind=_name(value["norm_kind"]),
+        module_path=_name(value["module_path"]),
         is_parallel=bool(value["is_parallel"]),
         scale=float(value["scale"]),
-        **{name: _names(value[name]) for name in ("parameters", "input_norms", "output_norms", "skip_norms")},
+        parameters=_names(value["parameters"]),
+        input_norms=_names(value["input_norms"]),
+        output_norms=_names(value["output_norms"]),
+        skip_norms=_names(value["skip_norms"]),
         output_bias=None if value["output_bias"] is None else _name(value["output_bias"]),
-        **{name: _point(value[name]) for name in ("state", "sum", "write", "output")},
+        state=_point(value["state"]),
+        sum=_point(value["sum"]),
+        write=_point(value["write"]),
+        output=_point(value["output"]),
         terms=_points(value["terms"]),
         inputs=_points(value["inputs"]),
         ledger_error=None if error is None else float(error),
@@ -80,10 +91,11 @@ def _branch(value: Mapping[str, Any]) -> Branch:
 def _attention(value: Mapping[str, Any] | None) -> AttentionAnatomy | None:
     if value is None:
         return None
-    counts = {name: _count(value[name]) for name in ("n_heads", "n_key_value_heads", "head_size")}
     cap = value["soft_cap"]
     return AttentionAnatomy(
-        **counts,
+        n_heads=_count(value["n_heads"]),
+        n_key_value_heads=_count(value["n_key_value_heads"]),
+        head_size=_count(value["head_size"]),
         qk_norm=_name(value["qk_norm"]),
         soft_cap=None if cap is None else float(cap),
         reason=_name(value["reason"]),

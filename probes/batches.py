@@ -39,8 +39,8 @@ def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, tuple | list):
         return tuple(batch), {}
     raise BatchError(
-        f"Expected a batch that is a Tensor, a tuple of arguments or a mapping of keywords, got {type(batch).__name__}. "
-        "Pass what the training loop passes to the model."
+        "Expected a batch that is a Tensor, a tuple of arguments or a mapping of keywords, got "
+        f"{type(batch).__name__}. Pass what the training loop passes to the model."
     )
 
 
@@ -61,7 +61,8 @@ def call(model: nn.Module, batch: Batch) -> Any:
         )
         raise BatchError(
             f"Expected a batch that the model accepts, got ({given}), on which its forward raised "
-            f"{type(error).__name__}: {str(error)[:300]}. Pass a batch as the training loop does, on the model's device."
+            f"{type(error).__name__}: {str(error)[:300]}. Pass a batch as the training loop does, on "
+            "the model's device."
         ) from error
 
 
@@ -94,7 +95,8 @@ def at(value: Any, position: tuple[int | str, ...]) -> Tensor | None:
     """Return the tensor at ``position`` of a nested value, None where there is none."""
     for item in position:
         try:
-            value = value[item] if isinstance(value, Mapping | tuple | list) else getattr(value, str(item))
+            holds_items = isinstance(value, Mapping | tuple | list)
+            value = value.__getitem__(item) if holds_items else getattr(value, str(item))
         except (KeyError, IndexError, AttributeError, TypeError):
             return None
     return value if isinstance(value, Tensor) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
-from rheoscope.probes.batches import Batch
 from torch import Tensor, nn
 
 from . import branches
@@ -17,7 +16,7 @@ from .routes import Route
 from .vocabulary import QUOTIENTS
 
 
-def assembled(model: nn.Module, batch: Batch, flow: Dataflow, found: list[Stream]) -> tuple[Anatomy, list[Entry]]:
+def assembled(model: nn.Module, flow: Dataflow, found: list[Stream]) -> tuple[Anatomy, list[Entry]]:
     """Return the anatomy of the streams ``found``, not yet certified, and one ledger entry a branch."""
     plan = Plan(flow)
     trainable = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -42,7 +41,7 @@ def _output_shapes(flow: Dataflow) -> list[tuple[int, ...]]:
 
 def _stack(flow: Dataflow, plan: Plan, stream: Stream, index: int, found: list[Stream], trainable: set[str]) -> Stack:
     kinds = [branches.kind(flow, link) for link in stream.links]
-    numbers = branches.block_numbers(flow, stream.links, kinds)
+    numbers = branches.block_numbers(stream.links, kinds)
     made = tuple(
         _branch(flow, plan, link, before, kind, index, block, depth)
         for depth, (link, before, kind, block) in enumerate(
@@ -52,7 +51,7 @@ def _stack(flow: Dataflow, plan: Plan, stream: Stream, index: int, found: list[S
     )
     names = _sources(flow, stream.start)
     start_parameters = tuple(name for name in names if name in trainable)
-    n_streams, mixing = _mixing(flow, stream, index, found)
+    n_streams, mixing = _mixing(flow, stream, found)
     return Stack(index, made, plan.of_state(stream.start), start_parameters, _width(flow, stream), n_streams, mixing)
 
 
@@ -86,7 +85,7 @@ def _width(flow: Dataflow, stream: Stream) -> int:
     return likely if likely in shape else shape[-1] if shape else 0
 
 
-def _mixing(flow: Dataflow, stream: Stream, index: int, found: list[Stream]) -> tuple[int, str]:
+def _mixing(flow: Dataflow, stream: Stream, found: list[Stream]) -> tuple[int, str]:
     """Return how many parallel streams a stack carries and how they are mixed, in words."""
     if any("mix" in link.skip_kinds for link in stream.links):
         sizes = flow.trace.n_elements
@@ -109,8 +108,8 @@ def _notes(stacks: tuple[Stack, ...]) -> list[str]:
         places = [branch for branch in stack.branches if branch.placement != "post" and branch.skip_norms]
         if places:
             notes.append(
-                f"Stack {stack.index}: the stream itself is normed behind {len(places)} branches that are normed themselves, first "
-                f"behind the {places[0].kind} branch of block {places[0].block}."
+                f"Stack {stack.index}: the stream itself is normed behind {len(places)} branches that have norms of their "
+                f"own, first behind the {places[0].kind} branch of block {places[0].block}."
             )
     return notes
 
@@ -146,7 +145,7 @@ def _branch(
         inputs=tuple(dict.fromkeys(point for point in input_points if point is not None)),
         is_gated_skip="gate" in link.skip_kinds,
     )
-    return made if made.write is not None or made.terms else _with_seen(flow, plan, link, made)
+    return made if made.write is not None or made.terms else _with_seen(plan, link, made)
 
 
 def _terms(plan: Plan, link: Link) -> tuple[Point, ...]:
@@ -156,7 +155,7 @@ def _terms(plan: Plan, link: Link) -> tuple[Point, ...]:
     return tuple(point for point in points if point is not None) if None not in points else ()
 
 
-def _with_seen(flow: Dataflow, plan: Plan, link: Link, made: Branch) -> Branch:
+def _with_seen(plan: Plan, link: Link, made: Branch) -> Branch:
     """Say what hooks see of a write that they do not see as it is added."""
     routes = [route for value in link.operands for route in plan.expression(value, through_adds=True)]
     sightings = [plan.branch_sighting(route.value) for route in routes]

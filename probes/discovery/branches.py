@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from .dataflow import Dataflow
 from .recorder import Operation
 from .residual import Link
@@ -140,7 +142,7 @@ def is_convolutional(flow: Dataflow, links: list[Link]) -> bool:
     return all(any(len(flow.trace.shapes[made.inputs[1]]) >= 4 for made in branch) for branch in spatial)
 
 
-def block_numbers(flow: Dataflow, links: list[Link], kinds: list[str]) -> list[int]:
+def block_numbers(links: list[Link], kinds: list[str]) -> list[int]:
     """Return the block of each branch.
 
     Adds that one module call holds together are one block: a new block starts where two adds in a row share the
@@ -148,7 +150,7 @@ def block_numbers(flow: Dataflow, links: list[Link], kinds: list[str]) -> list[i
     kind that recurs comes again.
     """
     calls = [link.add.operation.calls for link in links]
-    shared = [_n_shared(one, other) for one, other in zip(calls, calls[1:], strict=False)]
+    shared = [_n_shared(one, other) for one, other in itertools.pairwise(calls)]
     numbers = _split(shared, kinds)
     if len(set(numbers)) in (1, len(links)) and len(set(kinds)) > 1:
         return _by_kind(kinds)

@@ -129,9 +129,9 @@ def _is_inside_another(
             source = flow.junction(add.skip)
             if not source or not flow.reaches_any(source, first.skip):
                 continue
-            if flow.reaches_any(flow.bit(last.result), add.branch):
-                if not (before[first.result] and _is_detour(flow, last.result, add.result, entering)):
-                    return True
+            is_detour = before[first.result] and _is_detour(flow, last.result, add.result, entering)
+            if flow.reaches_any(flow.bit(last.result), add.branch) and not is_detour:
+                return True
     return False
 
 

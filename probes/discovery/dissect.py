@@ -41,15 +41,15 @@ def discover(model: nn.Module, batch: Batch) -> Anatomy:
         if not found:
             raise DiscoveryError(
                 f"Expected a model whose blocks add what they compute to a running sum, got {type(model).__name__}, in "
-                f"whose {len(flow.operations)} traced operations no such sum recurs. Pass the transformer itself, with a "
-                "batch that runs all of it."
+                f"whose {len(flow.operations)} traced operations no such sum recurs. Pass the transformer itself, with "
+                "a batch that runs all of it."
             )
         if is_convolutional(flow, [link for stream in found for link in stream.links]):
             raise DiscoveryError(
                 f"Expected a transformer, got {type(model).__name__}, whose residual branches mix positions by "
                 "convolution alone: a convolutional net. Pass the transformer itself."
             )
-        anatomy, entries = assembled(model, batch, flow, found)
+        anatomy, entries = assembled(model, flow, found)
         seen = captured(model, batch, entries)
         anatomy = detailed(model, batch, flow, found, anatomy)
     anatomy = certified(anatomy, [outcome(entry, seen) for entry in entries])

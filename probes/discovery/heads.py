@@ -21,7 +21,7 @@ def heads(flow: Dataflow, link: Link) -> AttentionAnatomy | None:
         return None
     cap = soft_cap(link, attends)
     if attends.name == _FUSED:
-        return _fused(flow, attends)
+        return _fused(attends)
     operands = _operands(attends)
     if operands is None:
         return AttentionAnatomy(soft_cap=cap, reason=f"Queries and keys meet in {attends.name}, which hides the heads.")
@@ -40,7 +40,7 @@ def heads(flow: Dataflow, link: Link) -> AttentionAnatomy | None:
     )
 
 
-def _fused(flow: Dataflow, attends: Operation) -> AttentionAnatomy:
+def _fused(attends: Operation) -> AttentionAnatomy:
     whole = [int(number) for number in attends.numbers if number == int(number) and number > 0]
     if len(whole) < 2:
         return AttentionAnatomy(reason="torch's fused attention was called without a number of heads.")

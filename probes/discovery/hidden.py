@@ -23,7 +23,7 @@ def projections(flow: Dataflow, link: Link) -> tuple[Projection, ...]:
         is_matrix = operation.name in LINEAR or CONVOLUTIONS.fullmatch(operation.name)
         if not is_matrix and not EXPERTS.fullmatch(operation.name):
             continue
-        own = [value for value in map(lambda v: _parameter(flow, v), operation.inputs) if value is not None]
+        own = [p for p in (_parameter(flow, value) for value in operation.inputs) if p is not None]
         matrices = [value for value in own if len(flow.trace.shapes[value]) >= 2]
         if matrices:
             biases = [value for value in own if len(flow.trace.shapes[value]) == 1] or _late_bias(flow, operation)

@@ -60,7 +60,7 @@ def indices_at(form: Form, wanted: Tensor) -> Tensor:
 
 
 def moved_back(operation: Operation, source: int, target: int, wanted: Tensor) -> Tensor:
-    """Return the positions in ``source`` of the elements at ``wanted`` positions of ``target``, which it was made of."""
+    """Return the positions in ``source``, which ``target`` was made of, of the elements at ``wanted`` positions."""
     given, made = operation.forms[source], operation.forms[target]
     indices = indices_at(made, wanted)
     there = _origins(operation, given, made, operation.outputs.index(target))
@@ -68,7 +68,7 @@ def moved_back(operation: Operation, source: int, target: int, wanted: Tensor) -
 
 
 def moved_on(operation: Operation, source: int, target: int, wanted: Tensor) -> Tensor:
-    """Return the positions in ``target`` of the elements at ``wanted`` positions of ``source``, which it is made of."""
+    """Return the positions in ``target``, which was made of ``source``, of the elements at ``wanted`` positions."""
     given, made = operation.forms[source], operation.forms[target]
     there = _origins(operation, given, made)
     table = torch.full((given.span + 1,), NOWHERE)

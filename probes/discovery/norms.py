@@ -50,7 +50,8 @@ def norm_behaviour(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
             at_zero = _output(module, torch.zeros_like(x)).reshape(-1, shape[-1])[0]
     except Exception:  # noqa: BLE001 - any failure on random input means: not a plain norm
         return None
-    gains, biases = [], []
+    gains: list[str] = []
+    biases: list[str] = []
     for name, parameter in module.named_parameters():
         same = parameter.numel() == at_zero.numel() and bool(at_zero.any())
         is_bias = same and torch.allclose(parameter.detach().float().reshape(-1), at_zero, rtol=1e-2, atol=1e-6)

@@ -54,7 +54,7 @@ def _product(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         return torch.empty(0)
     if query.shape[1] != key.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    logits: Tensor = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     return logits + mask if isinstance(mask, Tensor) and mask.is_floating_point() else logits
 
 
@@ -139,7 +139,7 @@ def causal_stacks(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[bool
 
 
 def _confined(one: Tensor, other: Tensor, length: int) -> bool | None:
-    """Return whether two states differ at the last position only; None where they do not differ or have no positions."""
+    """Return whether two states differ at the last position only; None where they are equal or have no positions."""
     axes = [axis for axis, size in enumerate(one.shape[:-1]) if size == length]
     difference = (one - other).abs()
     size = float(one.abs().max()) + 1e-12

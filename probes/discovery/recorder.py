@@ -1,7 +1,7 @@
 """Write down what a forward does: values, operations and module calls.
 
-A *value* is a tensor's content at one moment: the key (storage, version, offset, number of elements, span in memory). Views
-and reshapes of one storage share a value for free; an in-place write makes a new one.
+A *value* is a tensor's content at one moment: the key (storage, version, offset, number of elements, span in memory).
+Views and reshapes of one storage share a value for free; an in-place write makes a new one.
 """
 
 from __future__ import annotations

@@ -56,12 +56,13 @@ def _simple(
     size = trace.n_elements(output)
     full = [value for value in inputs if trace.n_elements(value) == size]
 
-    def between(called: str, given: tuple[int, ...], **changes: object) -> Operation:
+    def between(called: str, given: tuple[int, ...], numbers: tuple[float, ...] | None = None) -> Operation:
         fresh = trace.new_value(output)
         if varying.intersection(given):
             varying.add(fresh)
         forms = {**operation.forms, fresh: operation.forms[output]} if output in operation.forms else operation.forms
-        return replace(operation, name=called, inputs=given, outputs=(fresh,), forms=forms, replay=None, **changes)
+        kept = operation.numbers if numbers is None else numbers
+        return replace(operation, name=called, inputs=given, outputs=(fresh,), forms=forms, replay=None, numbers=kept)
 
     if name == "addcmul" and len(inputs) == 3 and inputs[0] in full:
         product = between("mul", inputs[1:])
@@ -73,7 +74,7 @@ def _simple(
         yield replace(operation, name="add", inputs=(inputs[0], *product.outputs), numbers=(), factors={})
     elif name == "lerp" and len(inputs) >= 2 and inputs[0] in full and inputs[1] in full:
         weight = operation.numbers[:1]
-        first = between("mul", (inputs[0], *inputs[2:]), numbers=tuple(1 - w for w in weight), factors={})
+        first = between("mul", (inputs[0], *inputs[2:]), numbers=tuple(1 - w for w in weight))
         second = between("mul", (inputs[1], *inputs[2:]), numbers=weight)
         yield from (first, second)
         yield replace(operation, name="add", inputs=(*first.outputs, *second.outputs), numbers=(), factors={})

@@ -48,7 +48,7 @@ class _Functions(TorchFunctionMode):
         return self._recorder.operation(name.strip("_"), func, args, kwargs or {})
 
 
-class _Dispatched(TorchDispatchMode):
+class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every kernel, those inside scripted and C++ regions included.
 
     The version of a tensor that is written to goes up only after this handler has returned: which tensors are written
@@ -56,7 +56,7 @@ class _Dispatched(TorchDispatchMode):
     """
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recorder = recorder
 
     def __torch_dispatch__(

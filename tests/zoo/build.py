@@ -69,22 +69,22 @@ def specimen(model_type: str, shrinking: str = "", name: str = "") -> Specimen:
     """
     tried: list[str] = []
     names = [name] if name else list(_classes(model_type))
-    for shrinking in [shrinking] if shrinking else SHRINKINGS:
+    for way in [shrinking] if shrinking else SHRINKINGS:
         try:
-            config = _config(model_type, shrinking)
+            config = _config(model_type, way)
         except Exception as error:
-            tried.append(f"config {shrinking}: {_short(error)}")
+            tried.append(f"config {way}: {_short(error)}")
             continue
         for name in names:
             try:
-                model = _model(name, config, MOST_PARAMETERS[shrinking])
+                model = _model(name, config, MOST_PARAMETERS[way])
             except Exception as error:
-                tried.append(f"{name} {shrinking}: {_short(error)}")
+                tried.append(f"{name} {way}: {_short(error)}")
                 continue
             batch, why = _batch(model, config)
             if batch is not None:
-                return Specimen(model, batch, config, shrinking, tried)
-            tried.append(f"{name} {shrinking} takes none of the batches: {why}")
+                return Specimen(model, batch, config, way, tried)
+            tried.append(f"{name} {way} takes none of the batches: {why}")
     raise NotBuiltError(" // ".join(tried) or "no model class in the auto mappings")
 
 

@@ -5,13 +5,14 @@ _CONVOLUTIONAL = (
     "model calls hidden states are feature maps."
 )
 _STAGES = (
-    "A hybrid: its hidden states are the outputs of convolutional stages, each behind a fusing convolution, and no states "
-    "of the transformer blocks inside the stages, which are discovered."
+    "A hybrid: its hidden states are the outputs of convolutional stages, each behind a fusing convolution, and no "
+    "states of the transformer blocks inside the stages, which are discovered."
 )
 _NETS = (
-    "align_vision_model bit convnext convnextv2 dinov3_convnext efficientnet flava_image_codebook hgnet_v2 mobilenet_v1 "
-    "mobilenet_v2 regnet resnet rt_detr_resnet pp_lcnet pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_det pp_ocrv5_mobile_rec "
-    "pp_ocrv5_server_det pp_ocrv6_small_det pp_ocrv6_medium_det textnet superpoint univnet uvdoc vitmatte_conv"
+    "align_vision_model bit convnext convnextv2 dinov3_convnext efficientnet flava_image_codebook hgnet_v2 "
+    "mobilenet_v1 mobilenet_v2 regnet resnet rt_detr_resnet pp_lcnet pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_det "
+    "pp_ocrv5_mobile_rec pp_ocrv5_server_rec pp_ocrv6_small_rec pp_ocrv6_tiny_rec textnet superpoint upernet "
+    "uvdoc_backbone"
 )
 
 REASONS: dict[str, str] = {

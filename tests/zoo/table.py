@@ -19,19 +19,33 @@ def written(rows: list[Row]) -> str:
     built = [row for row in rows if row["outcome"] not in ("not built", "timeout")]
     right = [row for row in built if is_right(row)]
     known = [row for row in built if row.get("known")]
+    confident = sum(row["outcome"] == "wrong and confident" and not is_right(row) for row in built)
+    summary = (
+        f"Every model type of transformers {transformers.__version__} (torch {torch.__version__}), built small from a "
+        "shrunk configuration with random weights, discovered, and judged. Written by `make zoo`."
+    )
+    share = (
+        f"- {len(right)} of {len(built)} right ({_share(len(right), len(built))}): all of the model's own hidden "
+        "states are among the discovered ones, or it is no residual transformer and discovery says so, or the reason "
+        "why the oracle does not apply is given."
+    )
+    complete = (
+        f"- {sum(bool(row.get('complete')) for row in built)} complete: every add certified by plain hooks; the "
+        "others say what is hidden."
+    )
+    legend = (
+        "stacks: adds of each stack. ledger: largest relative error of sum = scale * skip + write. hooks: whether "
+        "plain hooks see every state and every write."
+    )
     lines = [
         "# The zoo",
         "",
-        f"Every model type of transformers {transformers.__version__} (torch {torch.__version__}), built small from a "
-        "shrunk configuration with random weights, discovered, and judged. Written by `make zoo`.",
+        summary,
         "",
         f"- {len(rows)} types; {len(built)} built and ran; {len(rows) - len(built)} not (cause in the last table).",
-        f"- {len(right)} of {len(built)} right ({_share(len(right), len(built))}): all of the model's own hidden "
-        "states are among the discovered ones, or it is no residual transformer and discovery says so, or the reason why "
-        "the oracle does not apply is given.",
-        f"- {sum(bool(row.get('complete')) for row in built)} complete: every add certified by plain hooks; the others "
-        "say what is hidden.",
-        f"- {sum(r['outcome'] == 'wrong and confident' and not is_right(r) for r in built)} wrong and confident.",
+        share,
+        complete,
+        f"- {confident} wrong and confident.",
         f"- {sum(row['known'] == 'right' for row in known)} of {len(known)} known placements right.",
         "",
         "## Outcomes",
@@ -54,8 +68,7 @@ def written(rows: list[Row]) -> str:
         "",
         "## Types",
         "",
-        "stacks: adds of each stack. ledger: largest relative error of sum = scale * skip + write. hooks: whether plain "
-        "hooks see every state and every write.",
+        legend,
         "",
         "| type | stacks | placement | norm | parallel | ledger | hooks | oracle | known | outcome | what is open |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
