@@ -108,8 +108,8 @@ def _notes(stacks: tuple[Stack, ...]) -> list[str]:
         places = [branch for branch in stack.branches if branch.placement != "post" and branch.skip_norms]
         if places:
             notes.append(
-                f"Stack {stack.index}: the stream itself is normed behind {len(places)} branches that have norms of their "
-                f"own, first behind the {places[0].kind} branch of block {places[0].block}."
+                f"Stack {stack.index}: the stream itself is normed behind {len(places)} branches that have norms "
+                f"of their own, first behind the {places[0].kind} branch of block {places[0].block}."
             )
     return notes
 

@@ -181,4 +181,4 @@ def test_an_anatomy_written_before_the_details_is_still_read() -> None:
 
 def test_blocks_group_the_branches_of_one_module_call() -> None:
     assert [branch.block for branch in _found(Model(Pre)).branches] == [0, 0, 1, 1, 2, 2]
-    assert LENGTH == batch().shape[1]
+    assert batch().shape[1] == LENGTH
