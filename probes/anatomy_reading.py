@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .anatomy import Anatomy, AttentionAnatomy, Branch, HiddenAnatomy, Point, Projection, Stack
+from .anatomy import Anatomy, Branch, Point, Stack
+from .branch_anatomy import AttentionAnatomy, HiddenAnatomy, Projection
 from .errors import RecordingError
 
 MOST_TEXT = 10_000  # characters of a name read from a file

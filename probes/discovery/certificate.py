@@ -16,9 +16,9 @@ from rheoscope.probes.hooked import Hooked
 from torch import Tensor, nn
 
 from .dataflow import Add, Dataflow
+from .form import Form, form_of
 from .layouts import broadcast, positions, sample
 from .plan import Plan, Sighting
-from .recorder import Form, form_of
 from .routes import Reading, Route, reading
 
 SAMPLE = 16_384  # elements of each add that are compared

@@ -201,7 +201,7 @@ def _varying(trace: Trace) -> set[int]:
 
 
 def _learned_data(trace: Trace) -> set[int]:
-    """Return parameters, and what is laid out or summed from them, that stand where a projection or norm takes data."""
+    """Return parameters and blank tensors that reach the place where a projection or norm takes data."""
     made_by = {value: operation for operation in trace.operations for value in operation.outputs}
     waiting = [made.inputs[0] for made in trace.operations if made.name in _TAKES_DATA and made.inputs]
     seen: set[int] = set()
@@ -212,8 +212,9 @@ def _learned_data(trace: Trace) -> set[int]:
             continue
         seen.add(value)
         made = made_by.get(value)
-        if made is None:
-            if value in trace.parameters and len([size for size in trace.shapes[value] if size > 1]) >= 2:
+        if made is None or is_filled(made.name):
+            is_start = made is not None or value in trace.parameters
+            if is_start and len([size for size in trace.shapes[value] if size > 1]) >= 2:
                 found.add(value)
         elif made.name in VIEWS or made.name in PARTS or made.name in NORMS or made.name in DROPOUTS:
             waiting += made.inputs[:1]

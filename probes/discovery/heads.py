@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rheoscope.probes.anatomy import AttentionAnatomy
+from rheoscope.probes.branch_anatomy import AttentionAnatomy
 
 from .branches import attention, norm_kind, queries_and_keys
 from .dataflow import Dataflow

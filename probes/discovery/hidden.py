@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rheoscope.probes.anatomy import HiddenAnatomy, Projection
+from rheoscope.probes.branch_anatomy import HiddenAnatomy, Projection
 
 from .branches import beside
 from .dataflow import Dataflow

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .recorder import Form, Operation
+from .form import Form
+from .recorder import Operation
 
 NOWHERE = -1
 

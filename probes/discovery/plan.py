@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rheoscope.probes.anatomy import Point
 
 from .dataflow import Dataflow
-from .recorder import Form
+from .form import Form
 from .routes import Route, Routes
 
 

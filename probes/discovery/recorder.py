@@ -14,24 +14,12 @@ import torch
 from rheoscope.probes.batches import tensors
 from torch import Tensor, nn
 
+from .form import Form, form_of
 from .vocabulary import CASTS, DROPOUTS, PARTS, PRODUCTS, QUOTIENTS, VIEWS
 
 Key = tuple[int, int, int, int, int]
 Position = tuple[int | str, ...]
 KEPT_FACTOR = 2**20  # elements: constants that scale a stream are kept up to this size
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a tensor lies over its value: shape and strides."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def span(self) -> int:
-        """Distance in memory between the first and the last element."""
-        return sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=False) if size)
 
 
 @dataclass(frozen=True)
@@ -276,14 +264,6 @@ class Recorder:
             pass  # wrappers of transforms and sparse tensors have no storage to tell them by
         self._alive.append(tensor)
         return (id(tensor), 0, -1, 0, 0)
-
-
-def form_of(tensor: Tensor) -> Form:
-    """Return shape and strides of ``tensor``; no strides where it has none."""
-    try:
-        return Form(tuple(tensor.shape), tuple(tensor.stride()))
-    except (RuntimeError, NotImplementedError):
-        return Form(tuple(tensor.shape), ())
 
 
 def _version(tensor: Tensor) -> int:

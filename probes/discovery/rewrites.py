@@ -19,7 +19,7 @@ from .vocabulary import DROPOUTS, NORM_MODULE, PARTS, SUMS, VIEWS, is_heavy
 
 MOST_NORM_OPERATIONS = 60  # hand-written norms take 5-12; through the dispatcher up to twice as many
 _FUSED_PRODUCTS = {"addmm": "matmul", "baddbmm": "bmm", "addbmm": "bmm", "addmv": "mv"}
-_FILLED = re.compile(r"(zeros|ones|empty|full|rand|randn)_like|new_(zeros|ones|empty|full|tensor)")
+_FILLED = re.compile(r"(zeros|ones|empty|full|rand|randn)(_like)?|new_(zeros|ones|empty|full|tensor)")
 _SCATTERS = frozenset("index_add scatter_add scatter_reduce".split())
 
 

@@ -16,8 +16,9 @@ from rheoscope.probes.anatomy import Point
 from torch import Tensor
 
 from .dataflow import Dataflow
+from .form import Form
 from .layouts import NOWHERE, broadcast, indices_at, moved_back, moved_on, positions
-from .recorder import Form, Operation
+from .recorder import Operation
 from .vocabulary import ADDS, QUOTIENTS, SUBTRACTIONS
 
 DEEPEST = 12  # steps from a value to what is seen of it

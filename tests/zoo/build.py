@@ -164,7 +164,10 @@ def _classes(model_type: str) -> Iterator[str]:
 def _by_config(model_type: str) -> Iterator[str]:
     """Yield the models that take a configuration which no auto mapping leads to: parts of larger models."""
     kind = CONFIG_MAPPING[model_type]
-    module = importlib.import_module(kind.__module__.replace("configuration_", "modeling_"))
+    try:
+        module = importlib.import_module(kind.__module__.replace("configuration_", "modeling_"))
+    except ImportError:
+        return
     for name, found in vars(module).items():
         is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
         if is_model and found.config_class is kind and not name.endswith("PreTrainedModel"):

@@ -37,6 +37,8 @@ def examined(model_type: str, known: Row | None = None) -> Row:
         made = specimen(model_type, *hint)
     except NotBuiltError as error:
         return row | {"cause": str(error)[:600]}
+    except Exception as error:
+        return row | {"cause": f"{type(error).__name__}: {error!s:.300}"}
     row |= {"class": type(made.model).__name__, "shrinking": made.shrinking, "batch": list(made.batch)}
     row["is_transformer"] = _mixes_tokens(made.model)
     built = time.perf_counter()
