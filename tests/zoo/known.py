@@ -1,4 +1,7 @@
-"""Placements read off the installed transformers' source by a person, not by discovery."""
+"""Placements of well-known architectures, written down by hand and not by discovery.
+
+They come from what is known of each architecture; not every file of the installed transformers was read again for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why the hidden-states oracle does not apply to a type as it stands, one sentence each, read off its source."""
+"""Why the hidden-states oracle does not apply to a type as it stands, one sentence each."""
 
 _CONVOLUTIONAL = (
     "A convolutional net (timm_wrapper: a ResNet by default) without transformer blocks: discovery refuses it in a "
