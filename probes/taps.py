@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, Point
+from .anatomy import Anatomy, Branch, Point
 from .hooked import Hooked, is_recomputing
 from .schema import STATISTICS
 from .sites import Layout, layout
@@ -176,7 +176,7 @@ class Taps:
             for offset, direction in ((0, "forward"), (len(self._rows), "backward")):
                 for site in self.layout.sites:
                     row = self._rows[site.point] + offset
-                    if counts[row]:
+                    if counts[row] and not (offset and site.is_partial):
                         place = {
                             "micro_step": micro_step,
                             "stack": site.stack,
@@ -217,6 +217,8 @@ class Taps:
         branch = self.anatomy.branches[index]
         if branch.sum is None:
             return abs(branch.scale)
+        if "state" in branch.partial or "sum" in branch.partial:
+            return None
         n = len(self._rows)
         if branch.state is None or branch.state not in self._rows or branch.sum not in self._rows:
             return None
@@ -239,10 +241,18 @@ def _paths(anatomy: Anatomy) -> _Paths:
     for index, branch in enumerate(anatomy.branches):
         before = anatomy.stacks[branch.stack].start if branch.depth == 1 else anatomy.branches[index - 1].state
         source = branch.sum or branch.state
-        if source is not None and before is not None:
+        first = branch.depth == 1
+        parts = (
+            anatomy.stacks[branch.stack].start_is_partial if first else "state" in anatomy.branches[index - 1].partial
+        )
+        if source is not None and before is not None and not parts and not _is_partial(branch):
             leaving[source] = (index, branch.scale)
             arriving[before] = index
     return _Paths(leaving, arriving)
+
+
+def _is_partial(branch: Branch) -> bool:
+    return ("sum" if branch.sum is not None else "state") in branch.partial
 
 
 def _path_sums(gradient: Tensor, skip: Tensor, scale: float) -> Tensor:
