@@ -1,0 +1,591 @@
+/* Reduce a tensor to its moments, reading memory once.
+ *
+ * The tensor is walked in blocks that stay in the first-level cache. A first pass over a block takes its sum, largest
+ * |x| (as bits, so that NaN and infinity show), zeros and, where asked for, the sum of every channel. A second pass takes
+ * the central sums of d = x * scale - centre up to the fourth power in float32 lanes; `scale` is the power of two that
+ * brings the block's largest |x| to about 1, so that nothing overflows or underflows, whatever the size of the values.
+ * Blocks are joined in float64 as raw power sums, which add up over threads, micro-batches and ranks.
+ */
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#define HAS_THREADS 1
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define DISPATCH __attribute__((target_clones("avx512f", "avx2", "default")))
+#elif defined(__x86_64__) && defined(__clang__) && __clang_major__ >= 15 && defined(__linux__)
+#define DISPATCH __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define DISPATCH
+#endif
+
+enum { F32, BF16, F16, F64, N_KINDS };
+/* The order of a row of sums; ROW_MEANS is the energy of the rows' means, CHANNEL the largest |mean| of a channel. */
+enum { COUNT, FIRST, SECOND, THIRD, FOURTH, ABSMAX, ZEROS, NONFINITE, ROW_MEANS, CHANNEL, N_SUMS };
+enum { WANTS_CHANNELS = 1, WANTS_ROW_MEANS = 2 };
+enum { BLOCK = 4096, LANES = 32, WORTH_A_THREAD = 1 << 17, MOST_THREADS = 16, FLUSH_ROWS = 64 };
+
+typedef struct {
+    double sums[N_SUMS];
+} Sums;
+
+typedef struct {
+    const char *data;
+    int64_t rows, width, row_bytes;
+    int kind, wants_row_means;
+    double *channels; /* one double a channel, or NULL */
+} Job;
+
+static const int64_t SIZES[N_KINDS] = {4, 2, 2, 8};
+
+/* ---- 16-bit floats ---------------------------------------------------------------------------------------------- */
+
+DISPATCH static void widen_bf16(const uint16_t *in, float *out, int n) {
+    uint32_t *bits = (uint32_t *)out;
+    for (int i = 0; i < n; i++) bits[i] = (uint32_t)in[i] << 16;
+}
+
+DISPATCH static void widen_f16(const uint16_t *in, float *out, int n) {
+    uint32_t *bits = (uint32_t *)out;
+    for (int i = 0; i < n; i++) {
+        uint32_t body = (uint32_t)(in[i] & 0x7fff) << 13, sign = (uint32_t)(in[i] & 0x8000) << 16;
+        float value;
+        memcpy(&value, &body, 4);
+        value *= 5.192296858534828e33f; /* 2^112: the difference of the exponents' biases; subnormals come out right */
+        uint32_t wide;
+        memcpy(&wide, &value, 4);
+        wide |= body >= 0x0f800000u ? 0x7f800000u : 0; /* infinity and NaN keep their exponent of ones */
+        bits[i] = wide | sign;
+    }
+}
+
+/* ---- one block of float32 --------------------------------------------------------------------------------------- */
+
+DISPATCH static void survey(const float *x, int n, uint32_t *largest, int64_t *zeros, double *sum) {
+    uint32_t top[LANES] = {0}, none[LANES] = {0};
+    float total[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            uint32_t bits;
+            memcpy(&bits, x + i + l, 4);
+            bits &= 0x7fffffffu;
+            top[l] = bits > top[l] ? bits : top[l];
+            none[l] += bits == 0;
+            total[l] += x[i + l];
+        }
+    uint32_t peak = 0;
+    int64_t empty = 0;
+    double all = 0;
+    for (int l = 0; l < LANES; l++) {
+        peak = top[l] > peak ? top[l] : peak;
+        empty += none[l];
+        all += total[l];
+    }
+    for (; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffffu;
+        peak = bits > peak ? bits : peak;
+        empty += bits == 0;
+        all += x[i];
+    }
+    *largest = peak;
+    *zeros = empty;
+    *sum = all;
+}
+
+DISPATCH static void central(const float *x, int n, float scale, float centre, double *out) {
+    float s1[LANES] = {0}, s2[LANES] = {0}, s3[LANES] = {0}, s4[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            float d = x[i + l] * scale - centre, e = d * d;
+            s1[l] += d;
+            s2[l] += e;
+            s3[l] += e * d;
+            s4[l] += e * e;
+        }
+    double t1 = 0, t2 = 0, t3 = 0, t4 = 0;
+    for (int l = 0; l < LANES; l++) t1 += s1[l], t2 += s2[l], t3 += s3[l], t4 += s4[l];
+    for (; i < n; i++) {
+        float d = x[i] * scale - centre, e = d * d;
+        t1 += d, t2 += e, t3 += e * d, t4 += e * e;
+    }
+    out[0] = t1, out[1] = t2, out[2] = t3, out[3] = t4;
+}
+
+/* Add sums about `centre`, of n values times 2^-exponent, to raw power sums. */
+static void join(Sums *to, double n, const double *d, double centre, int exponent) {
+    double c = centre, c2 = c * c;
+    to->sums[FIRST] += ldexp(d[0] + n * c, exponent);
+    to->sums[SECOND] += ldexp(d[1] + 2 * c * d[0] + n * c2, 2 * exponent);
+    to->sums[THIRD] += ldexp(d[2] + 3 * c * d[1] + 3 * c2 * d[0] + n * c2 * c, 3 * exponent);
+    to->sums[FOURTH] += ldexp(d[3] + 4 * c * d[2] + 6 * c2 * d[1] + 4 * c2 * c * d[0] + n * c2 * c2, 4 * exponent);
+}
+
+/* Any values at all, one by one in float64: for blocks that hold what is not finite, or subnormal, or float64 input. */
+static void slowly(const void *x, int n, int is_double, Sums *to) {
+    for (int i = 0; i < n; i++) {
+        double v = is_double ? ((const double *)x)[i] : (double)((const float *)x)[i], w = v * v;
+        to->sums[FIRST] += v;
+        to->sums[SECOND] += w;
+        to->sums[THIRD] += w * v;
+        to->sums[FOURTH] += w * w;
+        to->sums[ZEROS] += v == 0;
+        to->sums[NONFINITE] += !isfinite(v);
+        double a = fabs(v);
+        if (a > to->sums[ABSMAX] || a != a) to->sums[ABSMAX] = a;
+    }
+    to->sums[COUNT] += n;
+}
+
+static void block(const float *x, int n, Sums *to) {
+    uint32_t bits;
+    int64_t zeros;
+    double sum;
+    survey(x, n, &bits, &zeros, &sum);
+    if (bits == 0) { /* all zeros */
+        to->sums[COUNT] += n;
+        to->sums[ZEROS] += n;
+        return;
+    }
+    float largest;
+    memcpy(&largest, &bits, 4);
+    if (bits >= 0x7f800000u || largest > 1e36f || largest < 1e-36f) {
+        slowly(x, n, 0, to);
+        return;
+    }
+    int exponent;
+    frexp(largest, &exponent);
+    double scale = ldexp(1.0, -exponent), d[4];
+    float centre = (float)(sum / n * scale);
+    central(x, n, (float)scale, centre, d);
+    join(to, n, d, centre, exponent);
+    to->sums[COUNT] += n;
+    to->sums[ZEROS] += (double)zeros;
+    if (largest > to->sums[ABSMAX]) to->sums[ABSMAX] = largest;
+}
+
+DISPATCH static void add_channels(const float *x, int rows, int64_t width, float *partial) {
+    for (int r = 0; r < rows; r++) {
+        const float *row = x + r * width;
+        for (int64_t c = 0; c < width; c++) partial[c] += row[c];
+    }
+}
+
+DISPATCH static double row_sum(const float *row, int64_t width) {
+    float total[LANES] = {0}, all = 0;
+    int64_t c = 0;
+    for (; c + LANES <= width; c += LANES)
+        for (int l = 0; l < LANES; l++) total[l] += row[c + l];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) total[l] += total[l + half];
+    for (; c < width; c++) all += row[c];
+    return (double)total[0] + all;
+}
+
+/* ---- the tensor ------------------------------------------------------------------------------------------------- */
+
+static const float *widened(const char *at, int kind, int n, float *buffer) {
+    if (kind == F32) return (const float *)at;
+    if (kind == BF16) widen_bf16((const uint16_t *)at, buffer, n);
+    else widen_f16((const uint16_t *)at, buffer, n);
+    return buffer;
+}
+
+static void flush(float *partial, double *channels, int64_t width) {
+    for (int64_t c = 0; c < width; c++) {
+        channels[c] += partial[c];
+        partial[c] = 0;
+    }
+}
+
+/* Rows first..last of the job: into `to`, and the channels' sums into `channels` (may be NULL). */
+static void reduce_rows(const Job *job, int64_t first, int64_t last, Sums *to, double *channels) {
+    float buffer[BLOCK];
+    int64_t width = job->width, size = SIZES[job->kind];
+    int is_dense = job->row_bytes == width * size;
+    float *partial = channels ? calloc((size_t)width, sizeof(float)) : NULL;
+    int64_t since = 0;
+    int64_t step = is_dense && width <= BLOCK ? BLOCK / width : 1; /* whole rows in a block */
+    for (int64_t row = first; row < last; row += step) {
+        int64_t rows = last - row < step ? last - row : step;
+        const char *at = job->data + row * job->row_bytes;
+        double total = 0; /* of one row that spans several blocks */
+        for (int64_t offset = 0; offset < rows * width;) {
+            int n = (int)(rows * width - offset < BLOCK ? rows * width - offset : BLOCK);
+            if (job->kind == F64) {
+                slowly(at, n, 1, to);
+                for (int i = 0; i < n; i++) {
+                    double v = ((const double *)at)[i];
+                    if (channels) channels[(offset + i) % width] += v;
+                    total += v;
+                    if (job->wants_row_means && (offset + i + 1) % width == 0)
+                        to->sums[ROW_MEANS] += total * total / (double)width, total = 0;
+                }
+            } else {
+                const float *x = widened(at, job->kind, n, buffer);
+                block(x, n, to);
+                if (partial) add_channels(x, n < width ? 1 : (int)rows, n < width ? n : width, partial + offset % width);
+                for (int64_t done = 0; job->wants_row_means && done < n;) {
+                    int64_t part = n < width ? n : width;
+                    total += row_sum(x + done, part), done += part;
+                    if ((offset + done) % width == 0) to->sums[ROW_MEANS] += total * total / (double)width, total = 0;
+                }
+            }
+            at += n * size, offset += n;
+        }
+        if (partial && (since += rows) >= FLUSH_ROWS) flush(partial, channels, width), since = 0;
+    }
+    if (partial) flush(partial, channels, width), free(partial);
+}
+
+static void merge(Sums *to, const Sums *from) {
+    double a = to->sums[ABSMAX], b = from->sums[ABSMAX];
+    for (int k = 0; k < N_SUMS; k++) to->sums[k] += from->sums[k];
+    to->sums[ABSMAX] = a != a || a > b ? a : b;
+}
+
+#ifdef HAS_THREADS
+/* A pool of workers that sleep between calls. One call at a time has it; another caller meanwhile works alone. */
+typedef struct {
+    const Job *job;
+    int64_t first, last;
+    Sums sums;
+    double *channels;
+} Part;
+
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER, lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t begun = PTHREAD_COND_INITIALIZER, ended = PTHREAD_COND_INITIALIZER;
+static Part parts[MOST_THREADS];
+static int n_workers, n_parts, next_part, n_open;
+static uint64_t round_;
+
+static void run_part(Part *part) { reduce_rows(part->job, part->first, part->last, &part->sums, part->channels); }
+
+static void *work(void *unused) {
+    (void)unused;
+    uint64_t seen = 0;
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        while (round_ == seen || next_part >= n_parts) {
+            seen = round_;
+            pthread_cond_wait(&begun, &lock);
+        }
+        Part *part = &parts[next_part++];
+        pthread_mutex_unlock(&lock);
+        run_part(part);
+        pthread_mutex_lock(&lock);
+        if (--n_open == 0) pthread_cond_signal(&ended);
+    }
+    return NULL;
+}
+
+static void forget_workers(void) { /* in the child of a fork the workers are gone */
+    n_workers = n_parts = next_part = n_open = 0;
+    pthread_mutex_init(&turn, NULL);
+    pthread_mutex_init(&lock, NULL);
+    pthread_cond_init(&begun, NULL);
+    pthread_cond_init(&ended, NULL);
+}
+
+static int hire(int wanted) {
+    while (n_workers < wanted) {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        int failed = pthread_create(&thread, &attributes, work, NULL);
+        pthread_attr_destroy(&attributes);
+        if (failed) break;
+        n_workers++;
+    }
+    return n_workers;
+}
+
+static int reduce_together(const Job *job, Sums *to, int n_threads) {
+    if (pthread_mutex_trylock(&turn)) return 0;
+    pthread_mutex_lock(&lock);
+    int n = 1 + hire(n_threads - 1);
+    if (n > n_threads) n = n_threads;
+    for (int k = 0; k < n; k++) {
+        memset(&parts[k], 0, sizeof(Part));
+        parts[k].job = job;
+        parts[k].first = job->rows * k / n;
+        parts[k].last = job->rows * (k + 1) / n;
+        parts[k].channels = k && job->channels ? calloc((size_t)job->width, sizeof(double)) : job->channels;
+    }
+    n_parts = n, next_part = 1, n_open = n - 1, round_++;
+    pthread_cond_broadcast(&begun);
+    pthread_mutex_unlock(&lock);
+    run_part(&parts[0]);
+    pthread_mutex_lock(&lock);
+    while (next_part < n_parts) { /* nobody has come for it yet */
+        Part *part = &parts[next_part++];
+        pthread_mutex_unlock(&lock);
+        run_part(part);
+        pthread_mutex_lock(&lock);
+        n_open--;
+    }
+    while (n_open) pthread_cond_wait(&ended, &lock);
+    n_parts = 0;
+    pthread_mutex_unlock(&lock);
+    for (int k = 0; k < n; k++) {
+        merge(to, &parts[k].sums);
+        if (job->channels && k) {
+            for (int64_t c = 0; c < job->width; c++) job->channels[c] += parts[k].channels[c];
+            free(parts[k].channels);
+        }
+    }
+    pthread_mutex_unlock(&turn);
+    return 1;
+}
+#endif
+
+static void reduce(const Job *job, Sums *to, int n_threads) {
+    int64_t worth = job->rows * job->width / WORTH_A_THREAD;
+    if (n_threads > worth) n_threads = (int)worth;
+    if (n_threads > MOST_THREADS) n_threads = MOST_THREADS;
+    if (n_threads > job->rows) n_threads = (int)job->rows;
+#ifdef HAS_THREADS
+    if (n_threads > 1 && reduce_together(job, to, n_threads)) return;
+#endif
+    reduce_rows(job, 0, job->rows, to, job->channels);
+}
+
+/* ---- parameters: read once, in float64 lanes, since their gradients may be of any size ---------------------------- */
+
+enum { WIDE = 16 };
+
+static double folded(const double *lanes) {
+    double all = 0;
+    for (int l = 0; l < WIDE; l++) all += lanes[l];
+    return all;
+}
+
+DISPATCH static double dot(const float *a, const float *b, int64_t n) {
+    double sum[WIDE] = {0}, rest = 0;
+    int64_t i = 0;
+    for (; i + WIDE <= n; i += WIDE)
+        for (int l = 0; l < WIDE; l++) sum[l] += (double)a[i + l] * b[i + l];
+    for (; i < n; i++) rest += (double)a[i] * b[i];
+    return folded(sum) + rest;
+}
+
+DISPATCH static uint32_t largest_bits(const float *x, int n) { /* of |x|; NaN stands above infinity above all numbers */
+    uint32_t top[LANES] = {0}, most = 0;
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            uint32_t bits;
+            memcpy(&bits, x + i + l, 4);
+            bits &= 0x7fffffffu;
+            top[l] = bits > top[l] ? bits : top[l];
+        }
+    for (int l = 0; l < LANES; l++) most = top[l] > most ? top[l] : most;
+    for (; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+static void squares(const float *x, int64_t n, double *out) {
+    uint32_t most = 0;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int part = (int)(n - i < BLOCK ? n - i : BLOCK);
+        uint32_t bits = largest_bits(x + i, part);
+        most = bits > most ? bits : most;
+        sum += dot(x + i, x + i, part);
+    }
+    float largest;
+    memcpy(&largest, &most, 4);
+    out[0] = sum;
+    out[1] = largest;
+}
+
+DISPATCH static double distance(const float *a, const float *b, int64_t n) {
+    double sum[WIDE] = {0}, rest = 0;
+    int64_t i = 0;
+    for (; i + WIDE <= n; i += WIDE)
+        for (int l = 0; l < WIDE; l++) {
+            double d = (double)a[i + l] - b[i + l];
+            sum[l] += d * d;
+        }
+    for (; i < n; i++) {
+        double d = (double)a[i] - b[i];
+        rest += d * d;
+    }
+    return folded(sum) + rest;
+}
+
+/* What an Adam step did, from its state after it. With w the weight after the step, m and v the moments, root = sqrt(v) *
+ * spread: step = rate * mean * m / (root + eps), update = step + decay * (w before), and w before follows from w after.
+ * out: sum g^2, max |g|, sum w^2, sum update^2, sum (g / root)^2, sum root^2, number of roots below eps. */
+DISPATCH static void adam_part(const float *g, const float *w, const float *m, const float *v, int n, float rate, float spread,
+                               float eps, float decay, float shrink, double *out) {
+    double sg[WIDE] = {0}, sw[WIDE] = {0};
+    float su[WIDE] = {0}, sr[WIDE] = {0}, sv[WIDE] = {0};
+    uint32_t top[WIDE] = {0}, below[WIDE] = {0}, most;
+    for (int i = 0; i < n; i += WIDE)
+        for (int l = 0; l < WIDE; l++) {
+            float gi = g[i + l], wi = w[i + l], root = sqrtf(v[i + l]) * spread;
+            float inverse = 1 / (root + eps), step = rate * m[i + l] * inverse, update = step + decay * (wi + step) * shrink;
+            float ratio = gi * inverse;
+            uint32_t bits;
+            memcpy(&bits, &gi, 4);
+            bits &= 0x7fffffffu;
+            top[l] = bits > top[l] ? bits : top[l];
+            below[l] += root < eps;
+            sg[l] += (double)gi * gi, sw[l] += (double)wi * wi;
+            su[l] += update * update, sr[l] += ratio * ratio, sv[l] += root * root;
+        }
+    memcpy(&most, &out[1], 4);
+    for (int l = 0; l < WIDE; l++) {
+        out[3] += su[l], out[4] += sr[l], out[5] += sv[l], out[6] += below[l];
+        most = top[l] > most ? top[l] : most;
+    }
+    memcpy(&out[1], &most, 4);
+    out[0] += folded(sg), out[2] += folded(sw);
+}
+
+static void adam(const float *g, const float *w, const float *m, const float *v, int64_t n, const double *f, double *out) {
+    float rate = (float)(f[0] * f[1]), spread = (float)f[2], eps = (float)f[3], decay = (float)f[4];
+    float shrink = (float)(1 / (1 - f[4])), tail[4][WIDE] = {{0}}, largest;
+    uint32_t most;
+    int64_t whole = n / WIDE * WIDE;
+    memset(out, 0, 7 * sizeof(double));
+    for (int64_t i = 0; i < whole; i += BLOCK) {
+        int part = (int)(whole - i < BLOCK ? whole - i : BLOCK);
+        adam_part(g + i, w + i, m + i, v + i, part, rate, spread, eps, decay, shrink, out);
+    }
+    if (whole < n) {
+        size_t bytes = (size_t)(n - whole) * sizeof(float);
+        memcpy(tail[0], g + whole, bytes), memcpy(tail[1], w + whole, bytes);
+        memcpy(tail[2], m + whole, bytes), memcpy(tail[3], v + whole, bytes);
+        adam_part(tail[0], tail[1], tail[2], tail[3], WIDE, rate, spread, eps, decay, shrink, out);
+        out[6] -= eps > 0 ? (double)(whole + WIDE - n) : 0; /* the padding's roots are 0 */
+    }
+    memcpy(&most, &out[1], 4);
+    memcpy(&largest, &most, 4);
+    out[1] = largest;
+}
+
+/* ---- Python ----------------------------------------------------------------------------------------------------- */
+
+/* Addresses and sizes are the caller's promise: this module is private to its package, which takes them from tensors. */
+static int numbers(PyObject *const *args, Py_ssize_t n_args, int64_t *to, Py_ssize_t wanted) {
+    if (n_args < wanted) {
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, n_args);
+        return 0;
+    }
+    for (Py_ssize_t k = 0; k < wanted; k++) to[k] = (int64_t)PyLong_AsUnsignedLongLongMask(args[k]);
+    return !PyErr_Occurred();
+}
+
+static PyObject *py_moments(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[8]; /* data, rows, width, row_stride, kind, out, flags, n_threads */
+    if (!numbers(args, n_args, a, 8)) return NULL;
+    int64_t rows = a[1], width = a[2];
+    if (a[4] < 0 || a[4] >= N_KINDS || rows < 0 || width < 0) {
+        PyErr_SetString(PyExc_ValueError, "expected a known kind and sizes of 0 or more");
+        return NULL;
+    }
+    Job job = {(const char *)(uintptr_t)a[0], rows, width, a[3] * SIZES[a[4]], (int)a[4], (a[6] & WANTS_ROW_MEANS) != 0, NULL};
+    Sums sums;
+    memset(&sums, 0, sizeof sums);
+    if ((a[6] & WANTS_CHANNELS) && width && !(job.channels = calloc((size_t)width, sizeof(double)))) return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    if (rows && width) reduce(&job, &sums, (int)a[7]);
+    for (int64_t c = 0; job.channels && c < width; c++) {
+        double mean = fabs(job.channels[c]) / (double)rows;
+        if (mean > sums.sums[CHANNEL] || mean != mean) sums.sums[CHANNEL] = mean;
+    }
+    free(job.channels);
+    Py_END_ALLOW_THREADS
+    memcpy((void *)(uintptr_t)a[5], sums.sums, sizeof sums.sums);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_squares(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[3]; /* data, n, out */
+    if (!numbers(args, n_args, a, 3)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    squares((const float *)(uintptr_t)a[0], a[1], (double *)(uintptr_t)a[2]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_dot(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[4]; /* left, right, n, out */
+    if (!numbers(args, n_args, a, 4)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    *(double *)(uintptr_t)a[3] = dot((const float *)(uintptr_t)a[0], (const float *)(uintptr_t)a[1], a[2]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_distance(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[4]; /* left, right, n, out */
+    if (!numbers(args, n_args, a, 4)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    *(double *)(uintptr_t)a[3] = distance((const float *)(uintptr_t)a[0], (const float *)(uintptr_t)a[1], a[2]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_adam(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[6]; /* gradient, weight, first, second, n, out; then rate, mean, spread, eps, decay */
+    double f[5];
+    if (n_args < 11 || !numbers(args, n_args, a, 6)) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected 11 arguments");
+        return NULL;
+    }
+    for (int k = 0; k < 5; k++) f[k] = PyFloat_AsDouble(args[6 + k]);
+    if (PyErr_Occurred()) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    adam((const float *)(uintptr_t)a[0], (const float *)(uintptr_t)a[1], (const float *)(uintptr_t)a[2],
+         (const float *)(uintptr_t)a[3], a[4], f, (double *)(uintptr_t)a[5]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+#define FAST(name, function, text) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, text}
+static PyMethodDef methods[] = {
+    FAST("moments", py_moments,
+         "moments(data, rows, width, row_stride, kind, out, flags, n_threads)\n\n"
+         "Write the 10 sums of the rows x width elements at address `data` to the doubles at address `out`."),
+    FAST("squares", py_squares, "squares(data, n, out)\n\nWrite sum x^2 and the largest |x| of n float32."),
+    FAST("dot", py_dot, "dot(left, right, n, out)\n\nWrite the inner product of two float32 vectors."),
+    FAST("distance", py_distance, "distance(left, right, n, out)\n\nWrite the squared distance of two float32 vectors."),
+    FAST("adam", py_adam,
+         "adam(gradient, weight, first, second, n, out, rate, mean, spread, eps, decay)\n\n"
+         "Write 7 sums of what an Adam step did, from its state after it."),
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_moments", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__moments(void) {
+#ifdef HAS_THREADS
+    pthread_atfork(NULL, NULL, forget_workers);
+#endif
+    return PyModule_Create(&module);
+}
