@@ -99,6 +99,10 @@ class Tables:
 
         The row of depth k is the product of ``skip_gain`` over the adds k+1 to K; 1 at the last state. State 0, the
         embedding, is the row of depth 0. Missing where one of the gains is.
+
+        Each gain is that of one norm for the whole gradient that arrives there, over all tokens. A gradient that had kept
+        to the skips from the top would favour the tokens whose norms damp it least: where tokens differ (Xavier init,
+        causal attention) it keeps about twice as much over 12 post-norm blocks, .020 against .0097 at width 128.
         """
         frames = [pd.DataFrame(columns=["step", *PLACE, "transmission"])]
         for (step, stack), group in groups(self.paths(), "step", "stack"):

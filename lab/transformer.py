@@ -96,11 +96,13 @@ class ReferenceTransformer(nn.Module):
         """Build and initialise from ``seed``, without touching the global random state."""
         super().__init__()
         self.architecture = architecture
-        self.token_embedding = nn.Embedding(architecture.vocabulary, architecture.width)
-        self.position_embedding = nn.Embedding(architecture.context, architecture.width)
-        self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.n_blocks))
-        self.final_norm = nn.Identity() if architecture.norm_placement == "post" else norm(architecture)
-        self.head = nn.Linear(architecture.width, architecture.vocabulary, bias=False)
+        # torch's layers draw their default weights from the global state before ours replace them.
+        with torch.random.fork_rng(devices=[]):
+            self.token_embedding = nn.Embedding(architecture.vocabulary, architecture.width)
+            self.position_embedding = nn.Embedding(architecture.context, architecture.width)
+            self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.n_blocks))
+            self.final_norm = nn.Identity() if architecture.norm_placement == "post" else norm(architecture)
+            self.head = nn.Linear(architecture.width, architecture.vocabulary, bias=False)
         self._initialise(torch.Generator().manual_seed(seed))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from rheoscope.lab.architecture import Architecture
@@ -54,16 +55,9 @@ def _reference() -> Architecture:
 def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(
-        vocab_size=256,
-        n_positions=CONTEXT,
-        n_embd=WIDTH,
-        n_layer=N_BLOCKS,
-        n_head=N_HEADS,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model: nn.Module = GPT2LMHeadModel(config)
+    shape = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": N_BLOCKS, "n_head": N_HEADS}
+    text: dict[str, Any] = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**shape, **text))
     return model
 
 

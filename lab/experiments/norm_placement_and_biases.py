@@ -65,10 +65,11 @@ def norm_placement_and_biases(
         folder: where the recordings of the training runs are written, one folder each.
         base: what the variants share.
         n_steps: optimizer steps of each.
-        depths: numbers of blocks at which transmission and amplification are measured.
+        depths: numbers of blocks at which transmission and amplification are measured, besides the base's own.
         on_progress: called with (parts done, parts in all, what is next).
     """
     base = base or Architecture()
+    depths = tuple(sorted({*depths, base.n_blocks}))
     cells = variants(base)
     n_parts = len(cells) * (1 + len(depths))
     tokens = random_tokens(base)

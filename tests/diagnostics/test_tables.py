@@ -84,11 +84,11 @@ def test_an_update_ratio_joins_a_blocks_weights_by_energy(made: Any) -> None:
     assert Tables(recording.recording()).update_ratios()["ratio"].to_list() == pytest.approx([0.1 / 2**0.5])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["state_rms", "gradient_profile", "paths", "skip_transmission", "block_transmission", "bias_share"]
-    + ["bias_gradient_share", "update_ratios", "embedding_gradient"],
-)
+FRAMES = """state_rms gradient_profile paths skip_transmission block_transmission bias_share bias_gradient_share
+update_ratios embedding_gradient""".split()
+
+
+@pytest.mark.parametrize("name", FRAMES)
 def test_an_empty_recording_gives_empty_frames_with_their_columns(made: Any, name: str) -> None:
     recording, full = made(), made(bias=lambda depth: 0.1, update=lambda block: 1e-3)
     recording.tables = {}
