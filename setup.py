@@ -25,4 +25,6 @@ moments = Extension(
     optional=True,
     py_limited_api=True,
 )
-setup(ext_modules=[moments], cmdclass={"build_ext": OptionalBuild}, options={"bdist_wheel": {"py_limited_api": "cp311"}})
+setup(
+    ext_modules=[moments], cmdclass={"build_ext": OptionalBuild}, options={"bdist_wheel": {"py_limited_api": "cp311"}}
+)

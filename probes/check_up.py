@@ -18,6 +18,7 @@ from .log import Log
 from .manifest import manifest
 from .parameters import ParameterTaps, bias_rows
 from .recording import Recording
+from .rows import rows_of
 from .schema import TABLES
 from .taps import Taps
 from .untouched import untouched
@@ -59,13 +60,13 @@ def examine(
         torch.manual_seed(seed)
         for parameter in model.parameters():
             parameter.grad = None
-        taps, parameters = Taps(model, anatomy, _unguarded), ParameterTaps(model, anatomy)
+        taps, parameters = Taps(model, anatomy, _fail), ParameterTaps(model, anatomy, None)
         loss = _forward_backward(model, batch, loss_fn, taps)
-        parameters.before_step(snapshot=False)
+        parameters.read_alone()
         readings = taps.take()
         rows = {"parameters": parameters.rows()}
-        rows["activations"] = [*taps.activation_rows(readings), *bias_rows(anatomy, rows["parameters"])]
-        rows["gradient_paths"] = taps.path_rows(readings)
+        activations, rows["gradient_paths"] = rows_of(readings, anatomy, taps.layout)
+        rows["activations"] = [*activations, *bias_rows(anatomy, rows["parameters"])]
         rows["identities"] = [*_ledger(anatomy), *amplification(model, batch, anatomy, seed=seed)]
     squares = [r["n"] * r["gradient_rms"] ** 2 for r in rows["parameters"] if r["gradient_rms"] is not None]
     rows["steps"] = [{"loss": loss, "gradient_norm": sum(squares) ** 0.5, "micro_batches": 1, "is_sampled": True}]
@@ -81,8 +82,8 @@ def examine(
     return Recording(head, anatomy, log.memory())
 
 
-def _unguarded(where: str, action: Callable[[], None]) -> None:  # noqa: ARG001
-    action()
+def _fail(where: str, error: Exception) -> None:  # noqa: ARG001
+    raise error
 
 
 def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, taps: Taps) -> float:

@@ -1,4 +1,4 @@
-"""Measure parameters as the optimizer sees them: weights and gradients before its step, updates after it."""
+"""Measure parameters around an optimizer step: gradients as the optimizer saw them, weights, and how far they moved."""
 
 from __future__ import annotations
 
@@ -7,79 +7,177 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from .adam import AdamReader
 from .anatomy import Anatomy
-from .statistics import ABSMAX, SECOND, power_sums
+from .kernels import by_c, by_torch
 
-_WEIGHT, _GRADIENT, _PEAK, _UPDATE = range(4)
+N_PARTS = 8  # columns of a row of sums
+GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
+LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
 
 
 class ParameterTaps:
-    """Reads every parameter once before and once after the optimizer's step."""
+    """Reads every parameter once a sampled step.
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+    Under Adam and AdamW everything is read after the step, from the optimizer's own state; under any other optimizer the
+    weights are copied before the step, which takes the memory of the parameters once more.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, optimizer: Optimizer | None) -> None:
         """Name and place the parameters; a tied one counts once."""
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
         self._places = _places(anatomy)
         self._roles = _roles(anatomy, {name: p.dim() for name, p in self._parameters})
+        self._adam = AdamReader(optimizer) if optimizer is not None and AdamReader.reads(optimizer) else None
+        self._optimizer = optimizer
         self._sums: Tensor | None = None
         self._has_gradient: list[bool] = []
-        self._before: list[Tensor] = []
+        self._before: dict[int, Tensor] = {}
+        self._vectors: dict[str, Tensor] = {}
+        self._is_read = False
 
-    def before_step(self, *, snapshot: bool) -> None:
-        """Read weights and gradients; keep a copy of the weights when ``snapshot``, for the update's size."""
-        rows = []
-        self._before = []
-        self._has_gradient = [parameter.grad is not None for _, parameter in self._parameters]
-        for _, parameter in self._parameters:
-            weight = power_sums(parameter)
-            gradient = parameter.grad
-            if gradient is not None and gradient.layout != torch.strided:
-                # Of an embedding with sparse=True; what is not stored is zero.
-                gradient = gradient.coalesce().values()
-            found = torch.zeros_like(weight) if gradient is None else power_sums(gradient)
-            update = torch.full_like(weight[0], torch.nan)
-            rows.append(torch.stack([weight[SECOND], found[SECOND], found[ABSMAX], update]))
-            if snapshot:
-                self._before.append(parameter.detach().clone())
-        self._sums = torch.stack([row.to(rows[0].device) for row in rows]) if rows else None
+    def before_step(self) -> None:
+        """Read the gradients, and copy the weights whose update only a copy can tell."""
+        self._open()
+        for row, (_, parameter) in enumerate(self._parameters):
+            if self._adam is not None and self._adam.knows(parameter):
+                continue
+            self._read_gradient(row, parameter)
+            if parameter.grad is not None:
+                self._before[row] = parameter.detach().clone()
 
     def after_step(self) -> None:
-        """Read how far each parameter moved since ``before_step``."""
-        if self._sums is None or not self._before:
+        """Read weights, updates and, under Adam, gradients and second moments."""
+        if self._sums is None:
             return
-        for row, ((_, parameter), before) in enumerate(zip(self._parameters, self._before, strict=True)):
-            wide = before.dtype if before.device.type == "mps" else torch.float64
-            self._sums[row, _UPDATE] = power_sums(parameter.detach().to(wide) - before.to(wide))[SECOND]
-        self._before = []
+        for row, (_, parameter) in enumerate(self._parameters):
+            before = self._before.pop(row, None)
+            if self._adam is None or not self._adam.read(parameter, self._sums, row, before):
+                if self._adam is not None and before is None:
+                    self._read_gradient(row, parameter)
+                self._read_weight(row, parameter)
+                if before is not None:
+                    self._sums[row, UPDATE] = _distance(parameter, before).to(self._sums.device)
+        self._is_read = True
+
+    def read_alone(self) -> None:
+        """Read gradients and weights where there is no optimizer."""
+        self._open()
+        for row, (_, parameter) in enumerate(self._parameters):
+            self._read_gradient(row, parameter)
+            self._read_weight(row, parameter)
+        self._is_read = True
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the parameters table, one copy to the host; empty where nothing was read."""
         if self._sums is None:
             return []
-        table, self._sums = self._sums.cpu().tolist(), None
-        rows = []
-        for (name, parameter), sums, has_gradient in zip(self._parameters, table, self._has_gradient, strict=True):
-            n = max(1, parameter.numel())
-            stack, block, branch = self._places.get(name, (-1, -1, ""))
-            weight, update = math.sqrt(sums[_WEIGHT] / n), math.sqrt(sums[_UPDATE] / n)
-            rows.append(
-                {
-                    "name": name,
-                    "stack": stack,
-                    "block": block,
-                    "branch": branch,
-                    "role": self._roles[name],
-                    "n": parameter.numel(),
-                    "gradient_state": "none" if not has_gradient else "zero" if sums[_GRADIENT] == 0 else "value",
-                    "weight_rms": weight,
-                    "gradient_rms": math.sqrt(sums[_GRADIENT] / n) if has_gradient else None,
-                    "gradient_absmax": sums[_PEAK] if has_gradient else None,
-                    "update_rms": None if math.isnan(update) else update,
-                    "update_ratio": None if math.isnan(update) or weight == 0 else update / weight,
-                }
-            )
-        return rows
+        if not self._is_read:
+            for row, (_, parameter) in enumerate(self._parameters):
+                self._read_gradient(row, parameter)
+                self._read_weight(row, parameter)
+        for row, (name, parameter) in enumerate(self._parameters):
+            if (
+                parameter.dim() == 1
+                and self._roles[name] in ("bias", "norm_bias")
+                and parameter.numel() <= LONGEST_VECTOR
+            ):
+                self._follow(row, name, parameter)
+        table, self._sums, self._is_read = self._sums.cpu().tolist(), None, False
+        if self._adam is not None:
+            self._adam.settle()
+        self._before.clear()
+        return [
+            self._row(name, parameter, sums, has_gradient=has_gradient)
+            for (name, parameter), sums, has_gradient in zip(self._parameters, table, self._has_gradient, strict=True)
+        ]
+
+    def _open(self) -> None:
+        device = self._parameters[0][1].device if self._parameters else torch.device("cpu")
+        with torch.inference_mode(False):
+            n = max(1, len(self._parameters))
+            self._sums = torch.full((n, N_PARTS), torch.nan, dtype=by_torch.wide_dtype(device), device=device)
+        self._has_gradient = [parameter.grad is not None for _, parameter in self._parameters]
+        self._before.clear()
+        self._is_read = False
+
+    def _read_gradient(self, row: int, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        if gradient.layout != torch.strided:
+            # Of an embedding with sparse=True; what is not stored is zero.
+            gradient = gradient.coalesce().values()
+        self._read(row, GRADIENT, gradient, wants_peak=True)
+
+    def _read_weight(self, row: int, parameter: Tensor) -> None:
+        self._read(row, WEIGHT, parameter, wants_peak=False)
+
+    def _read(self, row: int, column: int, tensor: Tensor, *, wants_peak: bool) -> None:
+        """Write the sum of squares into ``column`` and, for a gradient, the largest magnitude beside it."""
+        sums = self._sums
+        assert sums is not None
+        if sums.device.type == "cpu" and by_c.is_float32(tensor):
+            found = torch.empty(2, dtype=torch.float64)
+            by_c.kernel.squares(tensor.data_ptr(), tensor.numel(), found.data_ptr())
+        else:
+            wide = tensor.detach().reshape(-1).to(by_torch.wide_dtype(tensor.device))
+            peak = wide.abs().max() if wide.numel() else wide.sum()
+            found = torch.stack([torch.dot(wide, wide), peak]).to(sums.device)
+        if wants_peak:
+            sums[row, column : column + 2] = found
+        else:
+            sums[row, column] = found[0]
+
+    def _follow(self, row: int, name: str, parameter: Tensor) -> None:
+        """Write the cosine of a bias with itself at the sampled step before."""
+        now = parameter.detach().to(torch.float32, copy=True)
+        before = self._vectors.get(name)
+        self._vectors[name] = now
+        if before is not None and before.shape == now.shape:
+            size = now.norm() * before.norm()
+            assert self._sums is not None
+            self._sums[row, TURN] = (torch.dot(now, before) / size).to(self._sums.dtype)
+
+    def _row(self, name: str, parameter: Tensor, sums: list[float], *, has_gradient: bool) -> dict[str, Any]:
+        n = max(1, parameter.numel())
+        stack, block, branch = self._places.get(name, (-1, -1, ""))
+        weight, update = math.sqrt(sums[WEIGHT] / n), math.sqrt(sums[UPDATE] / n)
+        return {
+            "name": name,
+            "stack": stack,
+            "block": block,
+            "branch": branch,
+            "role": self._roles[name],
+            "n": parameter.numel(),
+            "gradient_state": "none" if not has_gradient else "zero" if sums[GRADIENT] == 0 else "value",
+            "weight_rms": weight,
+            "gradient_rms": math.sqrt(sums[GRADIENT] / n) if has_gradient else None,
+            "gradient_absmax": sums[PEAK] if has_gradient else None,
+            "update_rms": _known(update),
+            "update_ratio": None if math.isnan(update) or weight == 0 else update / weight,
+            "staleness": _known(math.sqrt(sums[RATIO] / n)),
+            "second_moment_rms": _known(math.sqrt(sums[ROOT] / n)),
+            "below_epsilon_share": _known(sums[BELOW] / n),
+            "direction_cosine": _known(sums[TURN]),
+        }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _distance(after: Tensor, before: Tensor) -> Tensor:
+    """Return the squared distance of two tensors, float64."""
+    if by_c.is_float32(after, before):
+        found = torch.empty(1, dtype=torch.float64)
+        by_c.kernel.distance(after.data_ptr(), before.data_ptr(), after.numel(), found.data_ptr())
+        return found[0]
+    wide = by_torch.wide_dtype(before.device)
+    moved = (after.detach().to(wide) - before.to(wide)).reshape(-1)
+    return torch.dot(moved, moved)
 
 
 def bias_rows(anatomy: Anatomy, parameter_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

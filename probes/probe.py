@@ -21,8 +21,9 @@ from .errors import ProbeError, RheoscopeError
 from .hooked import Hook
 from .parameters import ParameterTaps, bias_rows
 from .recording import Recording
+from .rows import rows_of
 from .scalars import count_of, gradient_norm, learning_rate, loss_of, name_of
-from .taps import MOST_READINGS, Taps
+from .taps import MOST_READINGS, Reading, Taps
 from .writer import Writer
 
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
@@ -156,7 +157,10 @@ class Probe:
             self._taps.end(failed=output is None and sys.exc_info()[0] is not None)
 
     def _know(self, anatomy: Anatomy) -> None:
-        self._taps, self._parameters = Taps(self.model, anatomy, self._measure), ParameterTaps(self.model, anatomy)
+        self._taps, self._parameters = (
+            Taps(self.model, anatomy, self._fail),
+            ParameterTaps(self.model, anatomy, self.optimizer),
+        )
         self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
 
     def _is_sampled(self) -> bool:
@@ -165,7 +169,7 @@ class Probe:
     def _before_step(self, *_: object) -> None:
         parameters = self._parameters
         if parameters is not None and self._is_sampled():
-            self._measure("optimizer", lambda: parameters.before_step(snapshot=True))
+            self._measure("optimizer", parameters.before_step)
 
     def _after_step(self, *_: object) -> None:
         self._n_updates += 1
@@ -181,7 +185,7 @@ class Probe:
         readings = self._taps.take()
         self._n_measured = len(readings)
         if self.optimizer is None:
-            self._parameters.before_step(snapshot=False)
+            self._parameters.read_alone()
         elif not self._n_updates:
             self._event(
                 "no_update",
@@ -196,9 +200,8 @@ class Probe:
             )
         parameter_rows = self._parameters.rows()
         self._gradient_norm = gradient_norm(parameter_rows)
-        self._writer.rows("activations", self._taps.activation_rows(readings), self._step)
+        self._write_readings(self._taps, readings)
         self._writer.rows("activations", bias_rows(self._taps.anatomy, parameter_rows), self._step)
-        self._writer.rows("gradient_paths", self._taps.path_rows(readings), self._step)
         self._writer.rows("parameters", parameter_rows, self._step)
 
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
@@ -250,10 +253,15 @@ class Probe:
             )
         else:
             self._event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
-        self._writer.rows("activations", self._taps.activation_rows(readings), self._step)
-        self._writer.rows("gradient_paths", self._taps.path_rows(readings), self._step)
+        self._write_readings(self._taps, readings)
         if self._parameters is not None:
             self._writer.rows("parameters", self._parameters.rows(), self._step)
+
+    def _write_readings(self, taps: Taps, readings: list[Reading]) -> None:
+        activations, paths = rows_of(readings, taps.anatomy, taps.layout)
+        taps.give_back(readings)
+        self._writer.rows("activations", activations, self._step)
+        self._writer.rows("gradient_paths", paths, self._step)
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")
@@ -277,13 +285,18 @@ class Probe:
         """Run ``action``; an error of ours is logged once and recorded, and training goes on."""
         try:
             action()
-        except Exception as error:
-            if self.strict:
-                raise
-            self._n_faults += 1
-            known = isinstance(error, RheoscopeError)
-            sentence = str(error) if known else f"{type(error).__name__} in the probe's {where}: {str(error)[:300]}"
-            if sentence not in self._said and len(self._said) < MOST_FAULTS:
-                self._said.add(sentence)
-                logger.warning("Training goes on without a part of the measurement. %s", sentence, exc_info=not known)
-                self._event("fault", sentence)
+        except Exception as error:  # noqa: BLE001 - training goes on
+            self._fail(where, error)
+
+    def _fail(self, where: str, error: Exception) -> None:
+        """Log and record an error of ours once; raise it where the user asked for that."""
+        if self.strict:
+            raise error
+        self._n_faults += 1
+        known = isinstance(error, RheoscopeError)
+        sentence = str(error) if known else f"{type(error).__name__} in the probe's {where}: {str(error)[:300]}"
+        if sentence not in self._said and len(self._said) < MOST_FAULTS:
+            self._said.add(sentence)
+            exc_info = None if known else error
+            logger.warning("Training goes on without a part of the measurement. %s", sentence, exc_info=exc_info)
+            self._event("fault", sentence)

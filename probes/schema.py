@@ -9,7 +9,7 @@ FORMAT = 1
 MOST_TEXT = 10_000  # bytes of one text in a table: no name or sentence is longer
 
 # Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
-STATISTICS = ("mean", "std", "rms", "absmax", "kurtosis", "zero_share", "nonfinite")
+STATISTICS = ("mean", "std", "rms", "absmax", "kurtosis", "zero_share", "mean_share", "channel_absmean", "nonfinite")
 PLACE = {"stack": "i", "block": "i", "branch": "s", "depth": "i"}
 MOMENT = {"step": "i", "micro_step": "i"}
 
@@ -33,6 +33,7 @@ TABLES: dict[str, dict[str, str]] = {
         "direction": "s",
         "module_path": "s",
         **dict.fromkeys(STATISTICS, "f"),
+        "rounded_share": "f",
     },
     "gradient_paths": {
         **MOMENT,
@@ -56,6 +57,10 @@ TABLES: dict[str, dict[str, str]] = {
         "gradient_absmax": "f",
         "update_rms": "f",
         "update_ratio": "f",
+        "staleness": "f",
+        "second_moment_rms": "f",
+        "below_epsilon_share": "f",
+        "direction_cosine": "f",
     },
     "attention": {**MOMENT, **PLACE, "head": "i"},
     "tokens": {**MOMENT, **PLACE},

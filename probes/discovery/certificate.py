@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from rheoscope.probes.anatomy import Point, Stack
 from rheoscope.probes.batches import Batch, call
@@ -21,7 +23,7 @@ def captured(model: nn.Module, batch: Batch, points: set[Point]) -> dict[Point, 
     def see(point: Point, tensor: Tensor) -> None:
         seen[point] = _sample(tensor)
 
-    hooks = Hooked(model, points, see)
+    hooks = Hooked(model, points, lambda point: partial(see, point))
     try:
         with torch.no_grad():
             call(model, batch)
