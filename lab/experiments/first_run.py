@@ -55,9 +55,9 @@ def _reference() -> Architecture:
 def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": N_BLOCKS, "n_head": N_HEADS}
-    text: dict[str, Any] = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
-    model: nn.Module = GPT2LMHeadModel(GPT2Config(**shape, **text))
+    options: dict[str, Any] = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": N_BLOCKS, "n_head": N_HEADS}
+    options |= {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**options))
     return model
 
 
