@@ -16,9 +16,9 @@ from .discovery import discover
 from .errors import BatchError
 from .log import Log
 from .manifest import manifest
-from .parameters import ParameterTaps, bias_rows
+from .parameters import ParameterTaps
+from .pending import Pending
 from .recording import Recording
-from .rows import rows_of
 from .schema import TABLES
 from .taps import Taps
 from .untouched import untouched
@@ -63,19 +63,15 @@ def examine(
         taps, parameters = Taps(model, anatomy, _fail), ParameterTaps(model, anatomy, None)
         loss = _forward_backward(model, batch, loss_fn, taps)
         parameters.read_alone()
-        readings = taps.take()
-        rows = {"parameters": parameters.rows()}
-        activations, rows["gradient_paths"] = rows_of(readings, anatomy, taps.layout)
-        rows["activations"] = [*activations, *bias_rows(anatomy, rows["parameters"])]
-        rows["identities"] = [*_ledger(anatomy), *amplification(model, batch, anatomy, seed=seed)]
-    squares = [r["n"] * r["gradient_rms"] ** 2 for r in rows["parameters"] if r["gradient_rms"] is not None]
-    rows["steps"] = [{"loss": loss, "gradient_norm": sum(squares) ** 0.5, "micro_batches": 1, "is_sampled": True}]
-    for name, found in rows.items():
-        if found:
-            columns = {column: [row.get(column) for row in found] for column in TABLES[name]}
-            if "step" in columns:
-                columns["step"] = [0] * len(found)
-            log.append(name, columns)
+        pending = Pending(anatomy, taps.layout, parameters)
+        numbers = parameters.take()
+        pending.add(0, taps.take(), numbers)
+        pending.write(log.append)
+        identities = [*_ledger(anatomy), *amplification(model, batch, anatomy, seed=seed)]
+    norm = None if numbers is None else numbers.gradient_norm
+    step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}
+    for name, rows in (("steps", [step]), ("identities", identities)):
+        log.append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
     head["gradients"] = "of one backward, before any optimizer"
     head["status"] = "closed"
     head["not_measured"] = [*taps.layout.not_measured, *anatomy.problems]

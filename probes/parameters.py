@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,6 +16,20 @@ from .kernels import by_c, by_torch
 N_PARTS = 8  # columns of a row of sums
 GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
 LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
+
+
+@dataclass(frozen=True)
+class ParameterNumbers:
+    """What one step gave, on the host: sums of shape (parameters, 8), NaN where not measured, and who has a gradient."""
+
+    sums: np.ndarray
+    has_gradient: np.ndarray
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Norm of the whole gradient, None where no parameter has one."""
+        found = self.sums[self.has_gradient, GRADIENT]
+        return float(np.sqrt(found.sum())) if len(found) else None
 
 
 class ParameterTaps:
@@ -70,10 +84,10 @@ class ParameterTaps:
             self._read_weight(row, parameter)
         self._is_read = True
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the parameters table, one copy to the host; empty where nothing was read."""
+    def take(self) -> ParameterNumbers | None:
+        """Return what was read since the last call, on the host; None where nothing was."""
         if self._sums is None:
-            return []
+            return None
         if not self._is_read:
             for row, (_, parameter) in enumerate(self._parameters):
                 self._read_gradient(row, parameter)
@@ -85,14 +99,16 @@ class ParameterTaps:
                 and parameter.numel() <= LONGEST_VECTOR
             ):
                 self._follow(row, name, parameter)
-        table, self._sums, self._is_read = self._sums.cpu().tolist(), None, False
+        found = ParameterNumbers(self._sums.cpu().to(torch.float64).numpy(), np.array(self._has_gradient, dtype=bool))
+        self._sums, self._is_read = None, False
+        self._before.clear()
         if self._adam is not None:
             self._adam.settle()
-        self._before.clear()
-        return [
-            self._row(name, parameter, sums, has_gradient=has_gradient)
-            for (name, parameter), sums, has_gradient in zip(self._parameters, table, self._has_gradient, strict=True)
-        ]
+        return found
+
+    def layout(self) -> list[tuple[str, int, tuple[int, int, str], str]]:
+        """Return name, number of elements, place and role of every parameter, in the order of the numbers' rows."""
+        return [(n, p.numel(), self._places.get(n, (-1, -1, "")), self._roles[n]) for n, p in self._parameters]
 
     def _open(self) -> None:
         device = self._parameters[0][1].device if self._parameters else torch.device("cpu")
@@ -141,33 +157,6 @@ class ParameterTaps:
             assert self._sums is not None
             self._sums[row, TURN] = (torch.dot(now, before) / size).to(self._sums.dtype)
 
-    def _row(self, name: str, parameter: Tensor, sums: list[float], *, has_gradient: bool) -> dict[str, Any]:
-        n = max(1, parameter.numel())
-        stack, block, branch = self._places.get(name, (-1, -1, ""))
-        weight, update = math.sqrt(sums[WEIGHT] / n), math.sqrt(sums[UPDATE] / n)
-        return {
-            "name": name,
-            "stack": stack,
-            "block": block,
-            "branch": branch,
-            "role": self._roles[name],
-            "n": parameter.numel(),
-            "gradient_state": "none" if not has_gradient else "zero" if sums[GRADIENT] == 0 else "value",
-            "weight_rms": weight,
-            "gradient_rms": math.sqrt(sums[GRADIENT] / n) if has_gradient else None,
-            "gradient_absmax": sums[PEAK] if has_gradient else None,
-            "update_rms": _known(update),
-            "update_ratio": None if math.isnan(update) or weight == 0 else update / weight,
-            "staleness": _known(math.sqrt(sums[RATIO] / n)),
-            "second_moment_rms": _known(math.sqrt(sums[ROOT] / n)),
-            "below_epsilon_share": _known(sums[BELOW] / n),
-            "direction_cosine": _known(sums[TURN]),
-        }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
 
 def _distance(after: Tensor, before: Tensor) -> Tensor:
     """Return the squared distance of two tensors, float64."""
@@ -178,30 +167,6 @@ def _distance(after: Tensor, before: Tensor) -> Tensor:
     wide = by_torch.wide_dtype(before.device)
     moved = (after.detach().to(wide) - before.to(wide)).reshape(-1)
     return torch.dot(moved, moved)
-
-
-def bias_rows(anatomy: Anatomy, parameter_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the activations table for the bias that each branch's last projection adds.
-
-    Only its scale is known: the root mean square over channels, the same at every token.
-    """
-    scales = {row["name"]: row["weight_rms"] for row in parameter_rows}
-    return [
-        {
-            "micro_step": 0,
-            "stack": branch.stack,
-            "block": branch.block,
-            "branch": branch.kind,
-            "depth": branch.depth,
-            "site": "bias",
-            "call": 0,
-            "direction": "forward",
-            "module_path": branch.output_bias,
-            "rms": scales[branch.output_bias],
-        }
-        for branch in anatomy.branches
-        if branch.output_bias in scales
-    ]
 
 
 def _places(anatomy: Anatomy) -> dict[str, tuple[int, int, str]]:

@@ -6,14 +6,11 @@ is G - s. Their sizes follow from |G|^2 and |s|^2, which are measured anyway, an
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Point
-from .kernels import COUNT, SECOND, by_c, by_torch
+from .kernels import by_c, by_torch
 
 
 class Paths:
@@ -83,22 +80,3 @@ class PathSums:
         """Make every product unmeasured."""
         self._held.clear()
         self.products.fill_(torch.nan)
-
-
-def path_row(product: float, state: list[float], total: list[float], scale: float) -> dict[str, Any]:
-    """Return the columns of one add: sizes of the two parts and their cosine; empty where they were not measured.
-
-    Args:
-        product: <gradient of the state before, gradient of the sum>.
-        state: sums of the gradient of the state before.
-        total: sums of the gradient of the sum.
-        scale: of the skip operand.
-    """
-    n, whole, skip = state[COUNT], state[SECOND], scale**2 * total[SECOND]
-    if not (n and math.isfinite(product) and math.isfinite(whole) and math.isfinite(skip)):
-        return {}
-    dot = scale * product
-    branch = max(0.0, whole - 2 * dot + skip)
-    size = math.sqrt(skip * branch)
-    cosine = (dot - skip) / size if size > 0 else None
-    return {"skip_rms": math.sqrt(skip / n), "branch_rms": math.sqrt(branch / n), "cosine": cosine}

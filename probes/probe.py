@@ -19,10 +19,10 @@ from .batches import Arguments
 from .discovery import discover
 from .errors import ProbeError, RheoscopeError
 from .hooked import Hook
-from .parameters import ParameterTaps, bias_rows
+from .parameters import ParameterNumbers, ParameterTaps
+from .pending import Pending
 from .recording import Recording
-from .rows import rows_of
-from .scalars import count_of, gradient_norm, learning_rate, loss_of, name_of
+from .scalars import count_of, learning_rate, loss_of, name_of
 from .taps import MOST_READINGS, Reading, Taps
 from .writer import Writer
 
@@ -49,6 +49,7 @@ class Probe:
         self._writer = writer
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
+        self._pending: Pending | None = None
         self._step = writer.first_step
         self._n_tries = self._n_forwards = self._n_steps = self._n_faults = self._n_updates = 0
         self._n_measured: int | None = None
@@ -92,7 +93,7 @@ class Probe:
             RecordingError: the folder is gone or damaged.
         """
         if not self._is_closed:
-            self._guard("recording", self._writer.flush)
+            self._guard("recording", self._flush)
         return self._writer.recording
 
     def step(self, loss: Tensor | float | None = None, *, batch_id: object = None, n_tokens: int | None = None) -> None:
@@ -122,6 +123,7 @@ class Probe:
             self._taps.detach()
         try:
             self._guard("close", self._keep_unstepped)
+            self._guard("close", self._flush)
         finally:
             self._guard("close", self._writer.close)
 
@@ -150,7 +152,7 @@ class Probe:
                 f"Expected probe.step(loss) after every optimizer.step(), got {MOST_READINGS} forwards without one: "
                 "they are recorded as one step, and the following are not. Call probe.step(loss) in the training loop.",
             )
-            self._writer.flush()
+            self._flush()
 
     def _forward_ends(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
         if self._taps is not None and not self._is_discovering:
@@ -161,6 +163,7 @@ class Probe:
             Taps(self.model, anatomy, self._fail),
             ParameterTaps(self.model, anatomy, self.optimizer),
         )
+        self._pending = Pending(anatomy, self._taps.layout, self._parameters)
         self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
 
     def _is_sampled(self) -> bool:
@@ -198,11 +201,9 @@ class Probe:
                 "Expected one backward through each forward, got several: gradients are those of the last alone. Add "
                 "the losses up before one backward to measure their sum.",
             )
-        parameter_rows = self._parameters.rows()
-        self._gradient_norm = gradient_norm(parameter_rows)
-        self._write_readings(self._taps, readings)
-        self._writer.rows("activations", bias_rows(self._taps.anatomy, parameter_rows), self._step)
-        self._writer.rows("parameters", parameter_rows, self._step)
+        parameters = self._parameters.take()
+        self._gradient_norm = None if parameters is None else parameters.gradient_norm
+        self._hold(readings, parameters)
 
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
         now = time.perf_counter()
@@ -237,8 +238,8 @@ class Probe:
         self._step += 1
         if self._taps is not None and self._taps.is_attached and not self._is_sampled():
             self._taps.detach()
-        if was_sampled:
-            self._writer.flush()
+        if was_sampled and self._pending is not None and self._pending.is_full:
+            self._flush()
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
@@ -253,15 +254,21 @@ class Probe:
             )
         else:
             self._event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
-        self._write_readings(self._taps, readings)
-        if self._parameters is not None:
-            self._writer.rows("parameters", self._parameters.rows(), self._step)
+        self._hold(readings, self._parameters.take() if self._parameters is not None else None)
 
-    def _write_readings(self, taps: Taps, readings: list[Reading]) -> None:
-        activations, paths = rows_of(readings, taps.anatomy, taps.layout)
-        taps.give_back(readings)
-        self._writer.rows("activations", activations, self._step)
-        self._writer.rows("gradient_paths", paths, self._step)
+    def _hold(self, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
+        assert self._taps is not None
+        assert self._pending is not None
+        self._pending.add(self._step, readings, parameters)
+        self._taps.give_back(readings)
+
+    def _flush(self) -> None:
+        """Write everything held."""
+        try:
+            if self._pending is not None:
+                self._pending.write(self._writer.columns)
+        finally:
+            self._writer.flush()
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")

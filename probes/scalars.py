@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,9 +61,3 @@ def learning_rate(optimizer: Optimizer | None) -> float | None:
     rate: Any = optimizer.param_groups[0].get("lr")
     on_host = isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.device.type == "cpu")
     return float(rate) if on_host else None
-
-
-def gradient_norm(parameter_rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the norm of the whole gradient, None where no gradient was read."""
-    squares = [row["n"] * row["gradient_rms"] ** 2 for row in parameter_rows if row["gradient_rms"] is not None]
-    return float(sum(squares) ** 0.5) if squares else None

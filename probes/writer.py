@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,14 @@ class Writer:
         self._head["not_measured"] = list(not_measured)
         self._save_head()
 
-    def rows(self, name: str, rows: Iterable[Mapping[str, Any]], step: int) -> None:
-        """Write rows of table ``name`` that belong to ``step``."""
-        self._append(name, [{**row, "step": step} for row in rows])
+    def columns(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Write columns of table ``name``; one that is not given is null."""
+        if not self._is_writable:
+            return
+        try:
+            self._log.append(name, columns)
+        except OSError as error:
+            self._stop(error)
 
     def event(self, step: int, kind: str, sentence: str) -> None:
         """Keep an event until the next flush."""
@@ -102,13 +107,8 @@ class Writer:
             self._stop(error)
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not rows or not self._is_writable:
-            return
-        columns = {column: [row.get(column) for row in rows] for column in TABLES[name]}
-        try:
-            self._log.append(name, columns)
-        except OSError as error:
-            self._stop(error)
+        if rows:
+            self.columns(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
 
     def _write_head(self) -> None:
         self._log.write_manifest({**self._head, "anatomy": self._anatomy.to_json()})

@@ -1,0 +1,81 @@
+"""Turn what was read of the parameters, over many steps, into columns of the recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .anatomy import Anatomy
+from .parameters import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterNumbers, ParameterTaps
+
+Columns = dict[str, Any]
+
+
+class ParameterColumns:
+    """The table parameters of one model, and the rows of table activations for the biases."""
+
+    def __init__(self, parameters: ParameterTaps, anatomy: Anatomy) -> None:
+        """Lay out the columns that are the same at every step."""
+        layout = parameters.layout()
+        self._n = np.array([n for _, n, _, _ in layout], dtype=np.int64)
+        self._constant = {
+            "name": pa.array([name for name, _, _, _ in layout]),
+            "stack": pa.array([place[0] for _, _, place, _ in layout]),
+            "block": pa.array([place[1] for _, _, place, _ in layout]),
+            "branch": pa.array([place[2] for _, _, place, _ in layout]),
+            "role": pa.array([role for _, _, _, role in layout]),
+            "n": pa.array(self._n),
+        }
+        rows = {name: row for row, (name, _, _, _) in enumerate(layout)}
+        biased = [branch for branch in anatomy.branches if branch.output_bias in rows]
+        self._biases = np.array([rows[str(branch.output_bias)] for branch in biased], dtype=np.int64)
+        self._bias_places = {
+            "stack": [b.stack for b in biased],
+            "block": [b.block for b in biased],
+            "branch": [b.kind for b in biased],
+            "depth": [b.depth for b in biased],
+            "module_path": [b.output_bias for b in biased],
+        }
+
+    def of(self, steps: Sequence[int], numbers: Sequence[ParameterNumbers]) -> Columns:
+        """Return the columns of table parameters."""
+        sums = np.stack([each.sums for each in numbers])
+        has = np.stack([each.has_gradient for each in numbers])
+        means = sums / np.maximum(1, self._n)[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weight, update = np.sqrt(means[..., WEIGHT]), np.sqrt(means[..., UPDATE])
+            ratio = np.where(weight > 0, update / weight, np.nan)
+            values = {
+                "weight_rms": weight,
+                "gradient_rms": np.where(has, np.sqrt(means[..., GRADIENT]), np.nan),
+                "gradient_absmax": np.where(has, sums[..., PEAK], np.nan),
+                "update_rms": update,
+                "update_ratio": ratio,
+                "staleness": np.sqrt(means[..., RATIO]),
+                "second_moment_rms": np.sqrt(means[..., ROOT]),
+                "below_epsilon_share": means[..., BELOW],
+                "direction_cosine": sums[..., TURN],
+            }
+        state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), "none")
+        columns: Columns = {name: pa.concat_arrays([values_] * len(steps)) for name, values_ in self._constant.items()}
+        columns |= {name: pa.array(value.reshape(-1), from_pandas=True) for name, value in values.items()}
+        columns["gradient_state"] = pa.array(state.reshape(-1).tolist())
+        columns["step"] = np.repeat(steps, len(self._n))
+        return columns
+
+    def biases_of(self, steps: Sequence[int], numbers: Sequence[ParameterNumbers]) -> Columns:
+        """Return rows of table activations for the bias that each branch's last projection adds.
+
+        Only its scale is known: the root mean square over channels, the same at every token.
+        """
+        k, n = len(steps), len(self._biases)
+        columns: Columns = {name: values * k for name, values in self._bias_places.items()}
+        energies = np.stack([each.sums[self._biases, WEIGHT] for each in numbers])
+        columns["rms"] = np.sqrt(energies / np.maximum(1, self._n[self._biases])).reshape(-1)
+        columns["step"] = np.repeat(steps, n)
+        columns |= {"micro_step": [0] * (k * n), "site": ["bias"] * (k * n), "call": [0] * (k * n)}
+        columns["direction"] = ["forward"] * (k * n)
+        return columns
