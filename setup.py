@@ -17,7 +17,8 @@ class OptionalBuild(build_ext):
         return {output: source for output, source in super().get_output_mapping().items() if Path(source).exists()}
 
 
-FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno"]
+# Python is built with -fwrapv, under which no compiler takes `x[i + l]` for consecutive elements.
+FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-wrapv", "-fno-math-errno"]
 moments = Extension(
     "rheoscope.probes.kernels._moments",
     ["probes/kernels/_moments.c"],

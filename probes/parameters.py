@@ -45,7 +45,7 @@ class ParameterTaps:
         self._places = _places(anatomy)
         self._roles = _roles(anatomy, {name: p.dim() for name, p in self._parameters})
         self._adam = AdamReader(optimizer) if optimizer is not None and AdamReader.reads(optimizer) else None
-        self._optimizer = optimizer
+        self._rows = {p: row for row, (_, p) in enumerate(self._parameters)}
         self._sums: Tensor | None = None
         self._has_gradient: list[bool] = []
         self._before: dict[int, Tensor] = {}
@@ -53,27 +53,36 @@ class ParameterTaps:
         self._is_read = False
 
     def before_step(self) -> None:
-        """Read the gradients, and copy the weights whose update only a copy can tell."""
+        """Read the gradients and copy the weights, where they cannot be read from the optimizer's state afterwards."""
         self._open()
+        if self._adam is not None and self._adam.is_trusted:
+            return
         for row, (_, parameter) in enumerate(self._parameters):
-            if self._adam is not None and self._adam.knows(parameter):
-                continue
             self._read_gradient(row, parameter)
             if parameter.grad is not None:
                 self._before[row] = parameter.detach().clone()
 
     def after_step(self) -> None:
         """Read weights, updates and, under Adam, gradients and second moments."""
-        if self._sums is None:
+        sums = self._sums
+        if sums is None:
             return
+        done = (
+            self._adam.read(self._rows, sums)
+            if self._adam is not None and self._adam.is_trusted is not False
+            else set()
+        )
         for row, (_, parameter) in enumerate(self._parameters):
             before = self._before.pop(row, None)
-            if self._adam is None or not self._adam.read(parameter, self._sums, row, before):
-                if self._adam is not None and before is None:
-                    self._read_gradient(row, parameter)
-                self._read_weight(row, parameter)
-                if before is not None:
-                    self._sums[row, UPDATE] = _distance(parameter, before).to(self._sums.device)
+            if row in done and before is None:
+                continue
+            if row in done and self._adam is not None and before is not None:
+                self._adam.compare(sums[row, UPDATE], parameter, before)
+            if before is None:
+                self._read_gradient(row, parameter)
+            else:
+                sums[row, UPDATE] = _distance(parameter, before).to(sums.device)
+            self._read_weight(row, parameter)
         self._is_read = True
 
     def read_alone(self) -> None:

@@ -123,12 +123,6 @@ class Taps:
         """Remember a hook on a leaf: it lives as long as its parameter, unlike one on an activation."""
         self._on_leaves.append(handle)
 
-    def current(self) -> Reading | None:
-        """Return the reading that a forward belongs to, None outside the sampled ones."""
-        if self.is_open and not is_recomputing():
-            return self.readings[-1] if self.readings else None
-        return None
-
     def recomputed(self) -> Reading | None:
         """Return the reading whose forward is computed again inside a backward."""
         reading = self.flowing or (self.readings[-1] if self.readings else None)
@@ -178,13 +172,14 @@ class _Tap:
         try:
             if not tensor.is_floating_point():
                 return
-            reading = taps.current()
-            if reading is not None:
+            again = is_recomputing()
+            reading = taps.recomputed() if again else taps.readings[-1] if taps.is_open else None
+            if reading is None:
+                return
+            if not again:
                 reading.sums.measure(self._row, tensor, self._flags)
                 reading.rounding.see(self._row, tensor)
-            elif is_recomputing():
-                reading = taps.recomputed()
-            if reading is not None and tensor.requires_grad:
+            if tensor.requires_grad:
                 handle = tensor.register_hook(partial(self._see_gradient, reading))  # type: ignore[no-untyped-call]
                 if tensor.is_leaf:
                     taps.keep_leaf(handle)
@@ -196,7 +191,8 @@ class _Tap:
         try:
             self._taps.flowing = reading
             row = self._back
-            reading.is_repeated |= row in reading.came_back
+            if row in reading.came_back:
+                reading.is_repeated = True
             reading.came_back.add(row)
             if self._written >= 0 and reading.paths.is_held(self._written, gradient):
                 # An add hands one and the same gradient to both of its operands: it was measured at the sum.

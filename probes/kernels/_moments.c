@@ -552,17 +552,19 @@ static PyObject *py_distance(PyObject *self, PyObject *const *args, Py_ssize_t n
 
 static PyObject *py_adam(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     (void)self;
-    int64_t a[6]; /* gradient, weight, first, second, n, out; then rate, mean, spread, eps, decay */
+    int64_t a[2]; /* table, number of its rows of 6: gradient, weight, first, second, n, out; then 5 factors */
     double f[5];
-    if (n_args < 11 || !numbers(args, n_args, a, 6)) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected 11 arguments");
+    if (n_args < 7 || !numbers(args, n_args, a, 2)) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected 7 arguments");
         return NULL;
     }
-    for (int k = 0; k < 5; k++) f[k] = PyFloat_AsDouble(args[6 + k]);
+    for (int k = 0; k < 5; k++) f[k] = PyFloat_AsDouble(args[2 + k]);
     if (PyErr_Occurred()) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    adam((const float *)(uintptr_t)a[0], (const float *)(uintptr_t)a[1], (const float *)(uintptr_t)a[2],
-         (const float *)(uintptr_t)a[3], a[4], f, (double *)(uintptr_t)a[5]);
+    const int64_t *row = (const int64_t *)(uintptr_t)a[0];
+    for (int64_t k = 0; k < a[1]; k++, row += 6)
+        adam((const float *)(uintptr_t)row[0], (const float *)(uintptr_t)row[1], (const float *)(uintptr_t)row[2],
+             (const float *)(uintptr_t)row[3], row[4], f, (double *)(uintptr_t)row[5]);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -576,8 +578,9 @@ static PyMethodDef methods[] = {
     FAST("dot", py_dot, "dot(left, right, n, out)\n\nWrite the inner product of two float32 vectors."),
     FAST("distance", py_distance, "distance(left, right, n, out)\n\nWrite the squared distance of two float32 vectors."),
     FAST("adam", py_adam,
-         "adam(gradient, weight, first, second, n, out, rate, mean, spread, eps, decay)\n\n"
-         "Write 7 sums of what an Adam step did, from its state after it."),
+         "adam(table, n_rows, rate, mean, spread, eps, decay)\n\n"
+         "For every row of addresses (gradient, weight, first, second), n and out of int64s, write 7 sums of what an Adam\n"
+         "step did, from its state after it."),
     {NULL, NULL, 0, NULL},
 };
 
