@@ -41,11 +41,11 @@ def models() -> Mapping[str, tuple[nn.Module, Batch]]:
     """Return models of different makers with a batch of 4 x 128 tokens each."""
     torch.manual_seed(0)
     tokens = torch.randint(256, (4, 128))
-    gpt2 = GPT2Config(vocab_size=2048, n_positions=128, n_embd=256, n_layer=6, n_head=4, loss_type="ForCausalLM")
+    gpt2 = GPT2Config(vocab_size=2048, n_positions=128, n_embd=256, n_layer=6, n_head=4)
     llama = LlamaConfig(
         vocab_size=2048, hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4
     )
-    batch = {"input_ids": tokens, "labels": tokens}
+    batch = {"input_ids": tokens}
     reference = ReferenceTransformer(Architecture(n_blocks=12, width=128, context=128))
     return {
         "GPT-2, 6 x 256": (GPT2LMHeadModel(gpt2), batch),

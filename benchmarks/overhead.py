@@ -16,6 +16,7 @@ from rheoscope.probes.recorder import attach
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 NEVER = 10**9  # a stride that samples step 0 alone: after it the probe is idle
@@ -43,7 +44,7 @@ def trainer(every: int | None, n_steps: int, folder: Path) -> tuple[Action, Acti
     """Return an action that trains ``n_steps`` steps, under probes where ``every`` is given, and one that closes it."""
     torch.manual_seed(0)
     options = {"vocab_size": 2048, "n_positions": 128, "n_embd": 256, "n_layer": 6, "n_head": 4, "bos_token_id": 0}
-    model: nn.Module = GPT2LMHeadModel(GPT2Config(**options, eos_token_id=0, loss_type="ForCausalLM"))
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**options, eos_token_id=0))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     tokens = torch.randint(2048, (4, 128))
@@ -51,7 +52,8 @@ def trainer(every: int | None, n_steps: int, folder: Path) -> tuple[Action, Acti
 
     def train() -> None:
         for _ in range(n_steps):
-            loss: Tensor = model(input_ids=tokens, labels=tokens).loss
+            logits: Tensor = model(input_ids=tokens).logits
+            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -14,6 +14,7 @@ from rheoscope.lab.training import train
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.recording import Recording
 from torch import Tensor, nn
+from torch.nn import functional
 
 N_STEPS = 100
 WIDTH, N_BLOCKS, N_HEADS, CONTEXT, BATCH, LR = 192, 6, 6, 128, 8, 1e-3
@@ -56,12 +57,12 @@ def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     options: dict[str, Any] = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": N_BLOCKS, "n_head": N_HEADS}
-    options |= {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
+    options |= {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
     model: nn.Module = GPT2LMHeadModel(GPT2Config(**options))
     return model
 
 
 def _gpt2_loss(model: nn.Module, batch: Tensor) -> Tensor:
-    """Return the next-token loss: Hugging Face shifts the labels itself."""
-    loss: Tensor = model(input_ids=batch[:, :-1], labels=batch[:, :-1]).loss
-    return loss
+    """Return the next-token loss of a batch of shape (batch, length + 1)."""
+    logits: Tensor = model(input_ids=batch[:, :-1]).logits
+    return functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
