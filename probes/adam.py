@@ -8,7 +8,7 @@ result is compared with the distance that the parameters really moved; where the
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from array import array
 from typing import Any, NamedTuple
 
 import torch
@@ -20,28 +20,30 @@ from .kernels import by_c, by_torch
 AGREES = 0.02  # of the update's size
 VISIBLE = 1e-8  # energy of an update over that of the weights, above which float32 rounding leaves two digits of it
 SUMS = 7  # as the kernel gives them: g^2, max |g|, w^2, update^2, (g / root)^2, root^2, roots below eps
-UPDATE = 3
 
 
-class Factors(NamedTuple):
-    """What turns the moments into an update, the same for many parameters: floats, or tensors on a device."""
+class Stepped(NamedTuple):
+    """One parameter with what the optimizer keeps of it; the addresses where all of it is plain float32, else empty."""
 
-    rate: Any
-    mean: Any
-    spread: Any
-    eps: float
-    decay: Any
+    row: int
+    parameter: Tensor
+    state: dict[str, Any]
+    addresses: tuple[int, ...]
 
 
 class AdamReader:
-    """Reads the state of one optimizer after its step."""
+    """Reads the state of one optimizer after its step.
+
+    Attributes:
+        is_trusted: whether the state tells what a step did; None until it was compared.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         """Trust nothing yet."""
         self.is_trusted: bool | None = None
         self._optimizer = optimizer
         self._compared: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._table = torch.empty(0, 6, dtype=torch.int64)
+        self._known: dict[int, tuple[Any, list[Tensor], int, list[Stepped]]] = {}
 
     @staticmethod
     def reads(optimizer: Optimizer) -> bool:
@@ -56,27 +58,26 @@ class AdamReader:
             sums: where to, shape (rows, 8), float64.
         """
         done: set[int] = set()
-        plain: dict[Factors, list[list[int]]] = defaultdict(list)
-        for group in self._optimizer.param_groups:
-            known: dict[float, Factors] = {}
-            for parameter in group["params"]:
-                row, state, gradient = rows.get(parameter), self._optimizer.state.get(parameter), parameter.grad
-                if row is None or not state or gradient is None or gradient.layout != torch.strided:
+        start, width = sums.data_ptr(), 8 * sums.shape[1]
+        for index, group in enumerate(self._optimizer.param_groups):
+            table = array("q")
+            for row, parameter, state, addresses in self._stepped(index, group, rows, is_here=sums.is_cpu):
+                gradient = parameter.grad
+                if gradient is None or not state:
                     continue
-                first, second, count = state["exp_avg"], state["exp_avg_sq"], state["step"]
                 done.add(row)
-                if not by_c.is_float32(parameter, gradient, first, second) or sums.device.type != "cpu":
-                    factors = _factors(group, count, parameter.device)
-                    sums[row, :SUMS] = _reduced(parameter, gradient, first, second, factors).to(sums.device)
-                    continue
-                steps = float(count)
-                if steps not in known:
-                    known[steps] = _factors(group, steps, None)
-                addresses = [gradient.data_ptr(), parameter.data_ptr(), first.data_ptr(), second.data_ptr()]
-                plain[known[steps]].append([*addresses, parameter.numel(), sums.data_ptr() + 8 * sums.shape[1] * row])
-        for factors, table in plain.items():
-            self._table = torch.tensor(table, dtype=torch.int64)
-            by_c.kernel.adam(self._table.data_ptr(), len(table), *factors)
+                now = _addresses(parameter, state) if addresses else ()
+                if now and now == addresses and gradient.dtype is torch.float32 and gradient.is_contiguous():
+                    table.extend((gradient.data_ptr(), *now, parameter.numel(), start + width * row))
+                elif gradient.layout is torch.strided:
+                    sums[row, :SUMS] = _reduced(parameter, gradient, state, group).to(sums.device)
+                else:
+                    done.discard(row)
+            if table:
+                factors = (*group["betas"], group["eps"], _decay(group))
+                by_c.kernel.adam(
+                    table.buffer_info()[0], len(table) // 7, float(group["lr"]), *(float(value) for value in factors)
+                )
         return done
 
     def compare(self, told: Tensor, parameter: Tensor, before: Tensor) -> None:
@@ -92,33 +93,55 @@ class AdamReader:
                 self.is_trusted = self.is_trusted is not False and _agree(float(told), float(moved))
         self._compared.clear()
 
+    def _stepped(self, index: int, group: dict[str, Any], rows: dict[Tensor, int], *, is_here: bool) -> list[Stepped]:
+        """Return the group's parameters with their state, looked up again where the optimizer's own lists changed."""
+        states, members = self._optimizer.state, group["params"]
+        known = self._known.get(index)
+        # The first step makes the states, a checkpoint replaces them.
+        if known is None or known[0] is not states or known[1] is not members or known[2] != len(members):
+            found = [
+                Stepped(rows[p], p, states[p], _addresses(p, states[p]) if is_here and _is_plain(p, states[p]) else ())
+                for p in members
+                if p in rows and states.get(p)
+            ]
+            known = (states, members, len(found), found)
+            if len(found) == len(members):
+                self._known[index] = known
+        return known[3]
+
+
+def _is_plain(parameter: Tensor, state: dict[str, Any]) -> bool:
+    return by_c.is_float32(parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])
+
+
+def _addresses(parameter: Tensor, state: dict[str, Any]) -> tuple[int, ...]:
+    return (
+        parameter.data_ptr(),
+        state["exp_avg"].data_ptr(),
+        state["exp_avg_sq"].data_ptr(),
+        state["step"].data_ptr(),
+    )
+
 
 def _agree(told: float, moved: float) -> bool:
     return abs(math.sqrt(told) - math.sqrt(moved)) <= AGREES * math.sqrt(moved)
 
 
-def _factors(group: dict[str, Any], count: Any, device: torch.device | None) -> Factors:
-    """Return the factors of one group after ``count`` steps; with a device they stay there, so that the host does not wait."""
-    beta_1, beta_2 = group["betas"]
-    rate, eps = group["lr"], float(group["eps"])
-    decay = group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
-    if device is None:
-        steps, lr = float(count), float(rate)
-        mean, spread = 1 / (1 - float(beta_1) ** steps), 1 / math.sqrt(1 - float(beta_2) ** steps)
-        return Factors(lr, mean, spread, eps, lr * float(decay))
-    steps, lr = (torch.as_tensor(value, dtype=torch.float32, device=device) for value in (count, rate))
-    return Factors(lr, 1 / (1 - beta_1**steps), (1 - beta_2**steps).rsqrt(), eps, lr * decay)
+def _decay(group: dict[str, Any]) -> Any:
+    return group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
 
 
-def _reduced(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, factors: Factors) -> Tensor:
-    """Return the seven sums by torch's operations."""
-    wide = by_torch.wide_dtype(parameter.device)
-    root = second.sqrt() * factors.spread
-    step = factors.rate * factors.mean * first / (root + factors.eps)
-    weight = parameter.detach()
-    update = step + factors.decay * (weight + step) / (1 - factors.decay)
-    ratio = gradient / (root + factors.eps)
-    energies = [part.to(wide).square().sum() for part in (gradient, weight, update, ratio, root)]
-    peak = gradient.abs().max().to(wide) if gradient.numel() else energies[0]
-    below = (root < factors.eps).sum().to(wide)
+def _reduced(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """Return the seven sums by torch's operations; the count stays on its device, so that the host does not wait."""
+    device, wide = parameter.device, by_torch.wide_dtype(parameter.device)
+    (beta_1, beta_2), eps = group["betas"], float(group["eps"])
+    count, rate = (torch.as_tensor(value, dtype=wide, device=device) for value in (state["step"], group["lr"]))
+    root = state["exp_avg_sq"].to(wide).sqrt() / (1 - beta_2**count).sqrt()
+    step = rate / (1 - beta_1**count) * state["exp_avg"].to(wide) / (root + eps)
+    weight, seen = parameter.detach().to(wide), gradient.detach().to(wide)
+    decay = rate * _decay(group)
+    update = step + decay * (weight + step) / (1 - decay)
+    energies = [part.square().sum() for part in (seen, weight, update, seen / (root + eps), root)]
+    peak = seen.abs().max() if seen.numel() else energies[0]
+    below = (root < eps).sum().to(wide)
     return torch.stack([energies[0], peak, *energies[1:], below])

@@ -68,7 +68,7 @@ def examine(
         pending.add(0, taps.take(), numbers)
         pending.write(log.append)
         identities = [*_ledger(anatomy), *amplification(model, batch, anatomy, seed=seed)]
-    norm = None if numbers is None else numbers.gradient_norm
+    norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
     step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}
     for name, rows in (("steps", [step]), ("identities", identities)):
         log.append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from .anatomy import Anatomy
 from .kernels import COUNT, SECOND
-from .schema import PLACE, STATISTICS
+from .schema import PLACE
 from .sites import Layout
 from .statistics import statistics
 
@@ -28,15 +27,15 @@ class Numbers:
         step: the optimizer step it belongs to.
         micro_step: which forward of the step.
         sums: shape (2 x points, 10): forward, then backward.
-        products: shape (branches,): of the gradient's two paths.
+        pairs: shape (branches, 2): energy of the gradient through the branch, and its product with that along the skip.
         energies: shape (branches, 2): of what each add rounded away, and of its write.
     """
 
     step: int
     micro_step: int
-    sums: Tensor
-    products: Tensor
-    energies: Tensor
+    sums: np.ndarray
+    pairs: np.ndarray
+    energies: np.ndarray
 
 
 class ActivationColumns:
@@ -64,17 +63,16 @@ class ActivationColumns:
 
     def of(self, numbers: Sequence[Numbers]) -> Columns:
         """Return the columns of table activations; a site that was not seen has no row."""
-        sums = torch.stack([each.sums for each in numbers])[:, self._index]
+        sums = np.stack([each.sums for each in numbers])[:, self._index]
         flat = sums.reshape(-1, sums.shape[-1])
-        seen = (flat[:, COUNT] > 0).numpy()
+        seen = flat[:, COUNT] > 0
         size = len(self._index)
         columns: Columns = {name: _repeated(values, len(numbers), seen) for name, values in self._constant.items()}
-        columns |= {
-            name: _nullable(value.numpy()[seen]) for name, value in statistics(flat).items() if name in STATISTICS
-        }
+        found = statistics(torch.from_numpy(flat[seen]))
+        columns |= {name: _nullable(value.numpy()) for name, value in found.items()}
         columns["step"] = np.repeat([each.step for each in numbers], size)[seen]
         columns["micro_step"] = np.repeat([each.micro_step for each in numbers], size)[seen]
-        lost = torch.stack([each.energies for each in numbers]).numpy()
+        lost = np.stack([each.energies for each in numbers])
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(lost[..., 1] > 0, lost[..., 0] / lost[..., 1], np.nan)
         shares = np.where(self._written >= 0, share[:, self._written], np.nan)
@@ -104,15 +102,14 @@ class _PathColumns:
     def of(self, numbers: Sequence[Numbers]) -> Columns:
         if not len(self._scale):
             return {"step": np.array([], dtype=np.int64)}
-        sums = torch.stack([each.sums for each in numbers]).numpy()[..., [COUNT, SECOND]]
-        products = torch.stack([each.products for each in numbers]).numpy()
-        n, whole = np.moveaxis(self._at(sums, self._before), -1, 0)
+        sums = np.stack([each.sums for each in numbers])[..., [COUNT, SECOND]]
+        branch, product = np.moveaxis(np.stack([each.pairs for each in numbers]), -1, 0)
+        n, _ = np.moveaxis(self._at(sums, self._before), -1, 0)
         n_total, total = np.moveaxis(self._at(sums, self._total), -1, 0)
         n_state, state = np.moveaxis(self._at(sums, self._state), -1, 0)
-        skip, dot = self._scale**2 * total, self._scale * products
+        skip = self._scale**2 * total
         with np.errstate(divide="ignore", invalid="ignore"):
-            known = (n > 0) & np.isfinite(products) & np.isfinite(whole) & np.isfinite(skip)
-            branch = np.maximum(0.0, whole - 2 * dot + skip)
+            known = (n > 0) & np.isfinite(product) & np.isfinite(branch) & np.isfinite(skip)
             size = np.sqrt(skip * branch)
             gain = np.where((n_state > 0) & (n_total > 0) & (state > 0), np.sqrt(total / state), np.nan)
             gain = np.abs(self._scale) * np.where(self._is_identity, 1.0, gain)
@@ -120,7 +117,7 @@ class _PathColumns:
                 "skip_gain": gain,
                 "skip_rms": np.where(known, np.sqrt(skip / n), np.nan),
                 "branch_rms": np.where(known, np.sqrt(branch / n), np.nan),
-                "cosine": np.where(known & (size > 0), (dot - skip) / size, np.nan),
+                "cosine": np.where(known & (size > 0), product / size, np.nan),
             }
         kept = (np.isfinite(gain) | known).reshape(-1)
         columns: Columns = {name: _repeated(array, len(numbers), kept) for name, array in self._constant.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from .anatomy import Anatomy
-from .parameters import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterNumbers, ParameterTaps
+from .parameters import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterTaps
 
 Columns = dict[str, Any]
 
@@ -40,10 +40,14 @@ class ParameterColumns:
             "module_path": [b.output_bias for b in biased],
         }
 
-    def of(self, steps: Sequence[int], numbers: Sequence[ParameterNumbers]) -> Columns:
-        """Return the columns of table parameters."""
-        sums = np.stack([each.sums for each in numbers])
-        has = np.stack([each.has_gradient for each in numbers])
+    def of(self, steps: Sequence[int], sums: np.ndarray, has: np.ndarray) -> Columns:
+        """Return the columns of table parameters.
+
+        Args:
+            steps: their numbers.
+            sums: shape (steps, parameters, 8).
+            has: which parameters had a gradient, shape (steps, parameters).
+        """
         means = sums / np.maximum(1, self._n)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             weight, update = np.sqrt(means[..., WEIGHT]), np.sqrt(means[..., UPDATE])
@@ -66,14 +70,14 @@ class ParameterColumns:
         columns["step"] = np.repeat(steps, len(self._n))
         return columns
 
-    def biases_of(self, steps: Sequence[int], numbers: Sequence[ParameterNumbers]) -> Columns:
+    def biases_of(self, steps: Sequence[int], sums: np.ndarray) -> Columns:
         """Return rows of table activations for the bias that each branch's last projection adds.
 
         Only its scale is known: the root mean square over channels, the same at every token.
         """
         k, n = len(steps), len(self._biases)
         columns: Columns = {name: values * k for name, values in self._bias_places.items()}
-        energies = np.stack([each.sums[self._biases, WEIGHT] for each in numbers])
+        energies = sums[:, self._biases, WEIGHT]
         columns["rms"] = np.sqrt(energies / np.maximum(1, self._n[self._biases])).reshape(-1)
         columns["step"] = np.repeat(steps, n)
         columns |= {"micro_step": [0] * (k * n), "site": ["bias"] * (k * n), "call": [0] * (k * n)}

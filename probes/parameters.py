@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,16 +21,21 @@ LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
 
 @dataclass(frozen=True)
 class ParameterNumbers:
-    """What one step gave, on the host: sums of shape (parameters, 8), NaN where not measured, and who has a gradient."""
+    """What one step gave.
 
-    sums: np.ndarray
-    has_gradient: np.ndarray
+    Attributes:
+        sums: shape (parameters, 8), on the device, NaN where not measured.
+        has_gradient: who has one.
+    """
 
-    @property
-    def gradient_norm(self) -> float | None:
-        """Norm of the whole gradient, None where no parameter has one."""
-        found = self.sums[self.has_gradient, GRADIENT]
-        return float(np.sqrt(found.sum())) if len(found) else None
+    sums: Tensor
+    has_gradient: tuple[bool, ...]
+
+    @cached_property
+    def gradient_norm(self) -> Tensor | None:
+        """Norm of the whole gradient, on the device; None where no parameter has one."""
+        rows = [row for row, has in enumerate(self.has_gradient) if has]
+        return self.sums[rows, GRADIENT].sum().sqrt() if rows else None
 
 
 class ParameterTaps:
@@ -49,7 +55,12 @@ class ParameterTaps:
         self._sums: Tensor | None = None
         self._has_gradient: list[bool] = []
         self._before: dict[int, Tensor] = {}
-        self._vectors: dict[str, Tensor] = {}
+        self._vectors: dict[int, Tensor] = {}
+        self._followed = [
+            (row, p)
+            for row, (name, p) in enumerate(self._parameters)
+            if p.dim() == 1 and self._roles[name] in ("bias", "norm_bias") and p.numel() <= LONGEST_VECTOR
+        ]
         self._is_read = False
 
     def before_step(self) -> None:
@@ -101,14 +112,8 @@ class ParameterTaps:
             for row, (_, parameter) in enumerate(self._parameters):
                 self._read_gradient(row, parameter)
                 self._read_weight(row, parameter)
-        for row, (name, parameter) in enumerate(self._parameters):
-            if (
-                parameter.dim() == 1
-                and self._roles[name] in ("bias", "norm_bias")
-                and parameter.numel() <= LONGEST_VECTOR
-            ):
-                self._follow(row, name, parameter)
-        found = ParameterNumbers(self._sums.cpu().to(torch.float64).numpy(), np.array(self._has_gradient, dtype=bool))
+        self._follow(self._sums)
+        found = ParameterNumbers(self._sums, tuple(self._has_gradient))
         self._sums, self._is_read = None, False
         self._before.clear()
         if self._adam is not None:
@@ -144,27 +149,31 @@ class ParameterTaps:
         """Write the sum of squares into ``column`` and, for a gradient, the largest magnitude beside it."""
         sums = self._sums
         assert sums is not None
-        if sums.device.type == "cpu" and by_c.is_float32(tensor):
-            found = torch.empty(2, dtype=torch.float64)
-            by_c.kernel.squares(tensor.data_ptr(), tensor.numel(), found.data_ptr())
-        else:
-            wide = tensor.detach().reshape(-1).to(by_torch.wide_dtype(tensor.device))
-            peak = wide.abs().max() if wide.numel() else wide.sum()
-            found = torch.stack([torch.dot(wide, wide), peak]).to(sums.device)
+        if sums.is_cpu and by_c.is_float32(tensor):
+            out = sums.data_ptr() + 8 * (N_PARTS * row + column)
+            by_c.kernel.squares(tensor.data_ptr(), tensor.numel(), out, out + 8 if wants_peak else 0)
+            return
+        wide = tensor.detach().reshape(-1).to(by_torch.wide_dtype(tensor.device))
+        sums[row, column] = torch.dot(wide, wide).to(sums.device)
         if wants_peak:
-            sums[row, column : column + 2] = found
-        else:
-            sums[row, column] = found[0]
+            sums[row, column + 1] = (wide.abs().max() if wide.numel() else wide.sum()).to(sums.device)
 
-    def _follow(self, row: int, name: str, parameter: Tensor) -> None:
-        """Write the cosine of a bias with itself at the sampled step before."""
-        now = parameter.detach().to(torch.float32, copy=True)
-        before = self._vectors.get(name)
-        self._vectors[name] = now
-        if before is not None and before.shape == now.shape:
-            size = now.norm() * before.norm()
-            assert self._sums is not None
-            self._sums[row, TURN] = (torch.dot(now, before) / size).to(self._sums.dtype)
+    def _follow(self, sums: Tensor) -> None:
+        """Write the cosine of every bias with itself at the sampled step before."""
+        table = array("q")
+        for row, parameter in self._followed:
+            before = self._vectors.get(row)
+            if before is None or before.shape != parameter.shape:
+                self._vectors[row] = parameter.detach().to(torch.float32, copy=True)
+            elif sums.is_cpu and by_c.is_float32(parameter):
+                out = sums.data_ptr() + 8 * (N_PARTS * row + TURN)
+                table.extend((parameter.data_ptr(), before.data_ptr(), parameter.numel(), out))
+            else:
+                now = parameter.detach().to(torch.float32)
+                sums[row, TURN] = (torch.dot(now, before) / (now.norm() * before.norm())).to(sums.device, sums.dtype)
+                before.copy_(now)
+        if table:
+            by_c.kernel.turns(table.buffer_info()[0], len(table) // 4)
 
 
 def _distance(after: Tensor, before: Tensor) -> Tensor:

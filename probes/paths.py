@@ -1,7 +1,8 @@
 """Split the gradient at every add into what comes back along the skip and what comes back through the branch.
 
 With G the gradient of state k-1 and s the part along the skip (the gradient of sum k times the skip's scale), the branch's part
-is G - s. Their sizes follow from |G|^2 and |s|^2, which are measured anyway, and from the one product <G, s>.
+is b = G - s. Its energy and the product <s, b> are taken from the tensors themselves: as differences of |G|^2 and |s|^2 they
+would be lost to rounding where a branch is small beside its skip path.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Point
-from .kernels import by_c, by_torch
+from .kernels import by_torch
+from .statistics import Sheet
 
 
 class Paths:
     """Where each add's gradient leaves for the skip path, and where it arrives from there.
 
     Attributes:
+        n_branches: how many there are.
         leaving: point of the sum -> (index of the branch, scale of the skip operand).
         arriving: point of the state before -> index of the branch.
         write_of: point of a write -> index of the branch that it is the write of.
@@ -24,6 +27,7 @@ class Paths:
 
     def __init__(self, anatomy: Anatomy) -> None:
         """Look up the two ends of every add."""
+        self.n_branches = anatomy.n_branches
         self.leaving: dict[Point, tuple[int, float]] = {}
         self.arriving: dict[Point, int] = {}
         self.write_of: dict[Point, int] = {}
@@ -38,15 +42,18 @@ class Paths:
 
 
 class PathSums:
-    """The products <gradient of the state before, gradient of the sum> of one micro-batch, one a branch, on the device."""
+    """Of one micro-batch and every branch, on the device: energy of the branch's part, and its product with the skip's.
 
-    def __init__(self, n_branches: int, device: torch.device) -> None:
-        """Allocate them; NaN stands for not measured."""
+    Attributes:
+        pairs: shape (branches, 2); NaN stands for not measured.
+    """
+
+    def __init__(self, paths: Paths, device: torch.device) -> None:
+        """Allocate them."""
+        self._scales = dict(paths.leaving.values())
         with torch.inference_mode(False):
-            self.products = torch.full(
-                (max(1, n_branches),), torch.nan, dtype=by_torch.wide_dtype(device), device=device
-            )
-        self._address = self.products.data_ptr()
+            n = paths.n_branches
+            self.pairs = torch.full((n, 2), torch.nan, dtype=by_torch.wide_dtype(device), device=device)
         self._held: dict[int, Tensor] = {}
 
     def leave(self, index: int, gradient: Tensor) -> None:
@@ -54,18 +61,13 @@ class PathSums:
         # The engine never adds in place to a gradient that somebody holds.
         self._held[index] = gradient.detach()
 
-    def arrive(self, index: int, gradient: Tensor) -> None:
-        """Multiply the gradient of the state before with the one that went down its skip path."""
+    def arrive(self, index: int, gradient: Tensor, sheet: Sheet, row: int) -> None:
+        """Measure the gradient of the state before into ``row``, and split it by the one that went down its skip path."""
         skip = self._held.pop(index, None)
         if skip is None or skip.shape != gradient.shape:
+            sheet.measure(row, gradient)
             return
-        if by_c.is_float32(skip, gradient):
-            address = self._address + 8 * index
-            by_c.kernel.dot(gradient.data_ptr(), skip.data_ptr(), gradient.numel(), address)
-        else:
-            wide = by_torch.wide_dtype(gradient.device)
-            product = torch.dot(gradient.detach().reshape(-1).to(wide), skip.reshape(-1).to(gradient.device, wide))
-            self.products[index] = product.to(self.products.device)
+        sheet.measure_beside(row, gradient, skip, self._scales[index], self.pairs[index])
 
     def is_held(self, index: int, gradient: Tensor) -> bool:
         """Return whether ``gradient`` is the very tensor that is held for the skip path of this branch."""
@@ -77,6 +79,6 @@ class PathSums:
         self._held.clear()
 
     def clear(self) -> None:
-        """Make every product unmeasured."""
+        """Make every pair unmeasured."""
         self._held.clear()
-        self.products.fill_(torch.nan)
+        self.pairs.fill_(torch.nan)

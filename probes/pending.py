@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .anatomy import Anatomy
 from .columns import ActivationColumns, Numbers
+from .host_copies import HostCopy
 from .parameter_columns import ParameterColumns
 from .parameters import ParameterNumbers, ParameterTaps
 from .sites import Layout
@@ -27,36 +27,54 @@ class Pending:
         """Lay out the tables."""
         self._activations = ActivationColumns(anatomy, layout)
         self._parameters = ParameterColumns(parameters, anatomy)
-        self._numbers: list[Numbers] = []
-        self._steps: list[int] = []
-        self._read: list[ParameterNumbers] = []
+        self._held: list[tuple[int, HostCopy, list[list[tuple[int, int]]], ParameterNumbers | None]] = []
         self._since = time.monotonic()
 
     @property
     def is_full(self) -> bool:
         """Whether it is time to write."""
-        return len(self._steps) >= MOST_STEPS or time.monotonic() - self._since > MOST_SECONDS
+        return len(self._held) >= MOST_STEPS or time.monotonic() - self._since > MOST_SECONDS
 
     def add(self, step: int, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
-        """Copy the numbers of one step to the host: the one copy a step."""
-        for micro_step, reading in enumerate(readings):
-            found = (reading.sums.values, reading.paths.products, reading.rounding.energies)
-            self._numbers.append(Numbers(step, micro_step, *map(_on_host, found)))
+        """Start to copy the numbers of one step to the host: the one copy a step."""
+        found = [part for r in readings for part in (r.sums.values, r.paths.pairs, r.rounding.energies)]
         if parameters is not None:
-            self._steps.append(step)
-            self._read.append(parameters)
+            found.append(parameters.sums)
+        if found:
+            self._held.append((step, HostCopy(found), [list(r.copies) for r in readings], parameters))
 
     def write(self, append: Append) -> None:
         """Hand everything held to ``append(table, columns)`` and forget it."""
-        numbers, steps, read = self._numbers, self._steps, self._read
-        self._numbers, self._steps, self._read, self._since = [], [], [], time.monotonic()
+        held, self._held, self._since = self._held, [], time.monotonic()
+        numbers: list[Numbers] = []
+        steps: list[int] = []
+        sums: list[np.ndarray] = []
+        has_gradient: list[tuple[bool, ...]] = []
+        for step, copy, copies, parameters in held:
+            arrays = copy.arrays()
+            for micro_step, pairs in enumerate(copies):
+                values, *others = arrays[3 * micro_step : 3 * micro_step + 3]
+                if pairs:
+                    to, source = zip(*pairs, strict=True)
+                    values[list(to)] = values[list(source)]
+                numbers.append(Numbers(step, micro_step, values, *others))
+            if parameters is not None:
+                steps.append(step)
+                sums.append(arrays[-1])
+                has_gradient.append(parameters.has_gradient)
+        tables: list[tuple[str, Callable[[], dict[str, Any]]]] = []
         if numbers:
-            append("activations", self._activations.of(numbers))
-            append("gradient_paths", self._activations.paths_of(numbers))
+            tables.append(("activations", lambda: self._activations.of(numbers)))
+            tables.append(("gradient_paths", lambda: self._activations.paths_of(numbers)))
         if steps:
-            append("activations", self._parameters.biases_of(steps, read))
-            append("parameters", self._parameters.of(steps, read))
-
-
-def _on_host(values: Tensor) -> Tensor:
-    return values.to("cpu", torch.float64, copy=True)
+            whole, has = np.stack(sums), np.array(has_gradient, dtype=bool)
+            tables.append(("activations", lambda: self._parameters.biases_of(steps, whole)))
+            tables.append(("parameters", lambda: self._parameters.of(steps, whole, has)))
+        errors = []
+        for name, columns in tables:
+            try:
+                append(name, columns())
+            except Exception as error:  # noqa: BLE001 - the other tables are kept
+                errors.append(error)
+        if errors:
+            raise errors[0]

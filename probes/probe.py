@@ -19,6 +19,7 @@ from .batches import Arguments
 from .discovery import discover
 from .errors import ProbeError, RheoscopeError
 from .hooked import Hook
+from .host_copies import ScalarCopies
 from .parameters import ParameterNumbers, ParameterTaps
 from .pending import Pending
 from .recording import Recording
@@ -53,7 +54,7 @@ class Probe:
         self._step = writer.first_step
         self._n_tries = self._n_forwards = self._n_steps = self._n_faults = self._n_updates = 0
         self._n_measured: int | None = None
-        self._gradient_norm: float | None = None
+        self._gradient_norm: Tensor | None = None
         self._is_closed = self._is_discovering = False
         self._said: set[str] = set()
         self._started = time.perf_counter()
@@ -213,13 +214,13 @@ class Probe:
             "n_tokens": count,
             "batch_id": name_of(batch_id),
             "lr": learning_rate(self.optimizer),
-            "gradient_norm": self._gradient_norm,
             "seconds": now - self._started,
             "micro_batches": self._n_measured,
             "is_sampled": self._n_measured is not None,
         }
         self._started = now
-        self._writer.add_step(row, scalar)
+        # Copied now: a loop may scale its loss in place afterwards.
+        self._writer.add_step(row, ScalarCopies({"loss": scalar, "gradient_norm": self._gradient_norm}))
         for problem in (no_scalar, no_count):
             if problem:
                 raise ProbeError(problem)

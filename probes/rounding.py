@@ -40,7 +40,7 @@ class Rounding:
             self._operands |= {rows[before], *written}
             self._adds[rows[total]].append((index, rows[before], branch.scale, written))
         with torch.inference_mode(False):
-            n = max(1, anatomy.n_branches)
+            n = anatomy.n_branches
             self.energies = torch.full((n, 2), torch.nan, dtype=by_torch.wide_dtype(device), device=device)
         self._seen: dict[int, tuple[Tensor, int]] = {}
 

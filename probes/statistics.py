@@ -48,14 +48,19 @@ class Sheet:
 
     def measure(self, row: int, tensor: Tensor, flags: int = 0) -> None:
         """Fill ``row`` with the sums of ``tensor``; the host does not wait for a device."""
-        is_here = bool(self._address) and tensor.device.type == "cpu"
-        address = self._address + row * by_c.ROW_BYTES
-        if not (is_here and by_c.moments(tensor, address, flags, self._n_threads)):
+        address = self._address
+        if not address or not by_c.moments(tensor, address + row * by_c.ROW_BYTES, flags, self._n_threads):
             self.values[row] = by_torch.moments(tensor, flags).to(self.values.device)
 
-    def copy(self, to: int, source: int) -> None:
-        """Fill row ``to`` with what row ``source`` holds."""
-        self.values[to] = self.values[source]
+    def measure_beside(self, row: int, tensor: Tensor, partner: Tensor, factor: float, pair: Tensor) -> None:
+        """Fill ``row``, and ``pair`` with the energy of ``tensor - factor * partner`` and its product with ``factor * partner``."""
+        address = self._address
+        if address and by_c.moments_beside(
+            tensor, address + row * by_c.ROW_BYTES, self._n_threads, partner, factor, pair.data_ptr()
+        ):
+            return
+        self.measure(row, tensor)
+        pair.copy_(by_torch.pair(tensor, partner, factor))
 
     def clear(self) -> None:
         """Make every row empty."""

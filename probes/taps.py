@@ -34,6 +34,7 @@ class Reading:
         paths: the two paths by which each add's gradient reaches the state before.
         rounding: what each add rounded away.
         came_back: rows whose gradient has been seen.
+        copies: rows that hold what another row was measured to be, as (row, source).
         is_repeated: whether some gradient came back twice; the last one counts.
     """
 
@@ -41,6 +42,7 @@ class Reading:
     paths: PathSums
     rounding: Rounding
     came_back: set[int] = field(default_factory=set)
+    copies: list[tuple[int, int]] = field(default_factory=list)
     is_repeated: bool = False
 
 
@@ -116,6 +118,7 @@ class Taps:
             reading.paths.clear()
             reading.rounding.clear()
             reading.came_back.clear()
+            reading.copies.clear()
             reading.is_repeated = False
             self._spare.append(reading)
 
@@ -137,9 +140,10 @@ class Taps:
 
     def _new_reading(self) -> Reading:
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        n_branches = self.anatomy.n_branches
         return Reading(
-            Sheet(2 * len(self.rows), device), PathSums(n_branches, device), Rounding(self.anatomy, self.layout, device)
+            Sheet(2 * len(self.rows), device),
+            PathSums(self._paths, device),
+            Rounding(self.anatomy, self.layout, device),
         )
 
     def _tap(self, point: Point) -> Callable[[Tensor], None]:
@@ -196,11 +200,11 @@ class _Tap:
             reading.came_back.add(row)
             if self._written >= 0 and reading.paths.is_held(self._written, gradient):
                 # An add hands one and the same gradient to both of its operands: it was measured at the sum.
-                reading.sums.copy(row, self._summed)
+                reading.copies.append((row, self._summed))
+            elif self._arriving is not None:
+                reading.paths.arrive(self._arriving, gradient, reading.sums, row)
             else:
                 reading.sums.measure(row, gradient)
-            if self._arriving is not None:
-                reading.paths.arrive(self._arriving, gradient)
             if self._leaving is not None:
                 reading.paths.leave(self._leaving[0], gradient)
         except Exception as error:  # noqa: BLE001 - training goes on

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .anatomy import Anatomy
 from .errors import ProbeError, RecordingError
+from .host_copies import ScalarCopies
 from .log import MANIFEST, Log
 from .recording import Recording
 from .schema import MOST_TEXT, TABLES
 
-FLUSH_EVERY = 50  # steps whose loss is kept on the device before it is written
+FLUSH_EVERY = 50  # steps whose row is kept before it is written
 logger = logging.getLogger("rheoscope")
 
 
@@ -39,9 +38,9 @@ class Writer:
         self._folder, self._strict = folder, strict
         self._head, self._anatomy = dict(head), Anatomy()
         self._steps: list[dict[str, Any]] = []
-        self._losses: list[Tensor | None] = []
+        self._scalars: list[ScalarCopies] = []
         self._events: list[dict[str, Any]] = []
-        self._is_writable = True
+        self._is_writable, self._is_ill = True, False
         if resume and (folder / MANIFEST).exists():
             self._continue(Recording.load(folder))
         try:
@@ -79,20 +78,21 @@ class Writer:
         """Keep an event until the next flush."""
         self._events.append({"step": step, "kind": kind, "sentence": _text(sentence)})
 
-    def add_step(self, row: Mapping[str, Any], loss: Tensor | None) -> None:
-        """Keep a step, its loss on its device, until the next flush; it comes by itself every FLUSH_EVERY steps."""
+    def add_step(self, row: Mapping[str, Any], scalars: ScalarCopies) -> None:
+        """Keep a step, its scalars on their way to the host, until the next flush; it comes by itself every FLUSH_EVERY steps."""
         self._steps.append(dict(row))
-        # Clone: a loop may scale its loss in place afterwards.
-        self._losses.append(None if loss is None else loss.detach().clone())
+        self._scalars.append(scalars)
         if len(self._steps) >= FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Write the steps and events kept so far; the one place where losses are copied to the host."""
-        steps, losses, events = self._steps, self._losses, self._events
-        self._steps, self._losses, self._events = [], [], []
-        for row, value in zip(steps, _on_host(losses), strict=True):
-            row["loss"] = value
+        """Write the steps and events kept so far; the one place where the host waits for scalars."""
+        steps, scalars = self._steps, self._scalars
+        self._steps, self._scalars = [], []
+        for row, copies in zip(steps, scalars, strict=True):
+            row.update(copies.values())
+            self._look_at(row)
+        events, self._events = self._events, []
         self._append("steps", steps)
         self._append("events", events)
 
@@ -109,6 +109,14 @@ class Writer:
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             self.columns(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
+
+    def _look_at(self, row: Mapping[str, Any]) -> None:
+        """Keep an event for the first loss that is not finite."""
+        loss = row.get("loss")
+        if not self._is_ill and loss is not None and not math.isfinite(loss):
+            self._is_ill = True
+            sentence = f"The loss of step {row['step']} is {loss}: every step after it trains on what is not finite."
+            self.event(row["step"], "nonfinite_loss", sentence)
 
     def _write_head(self) -> None:
         self._log.write_manifest({**self._head, "anatomy": self._anatomy.to_json()})
@@ -148,20 +156,6 @@ class Writer:
         }
         self._anatomy = before.anatomy
         self.event(self.first_step, "resumed", f"The recording was continued at step {self.first_step}.")
-
-
-def _on_host(losses: Sequence[Tensor | None]) -> list[float | None]:
-    """Return the values of scalars, with one copy a device."""
-    values: list[float | None] = [None] * len(losses)
-    devices = {loss.device for loss in losses if loss is not None}
-    for device in devices:
-        found = [(i, loss) for i, loss in enumerate(losses) if loss is not None and loss.device == device]
-        on_host = torch.stack(
-            [loss.reshape(()).to(torch.float32 if device.type == "mps" else torch.float64) for _, loss in found]
-        )
-        for (index, _), value in zip(found, on_host.tolist(), strict=True):
-            values[index] = value
-    return values
 
 
 def _text(sentence: str) -> str:

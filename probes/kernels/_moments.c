@@ -1,9 +1,10 @@
 /* Reduce a tensor to its moments, reading memory once.
  *
- * The tensor is walked in blocks that stay in the first-level cache. A first pass over a block takes its sum, largest
- * |x| (as bits, so that NaN and infinity show), zeros and, where asked for, the sum of every channel. A second pass takes
- * the central sums of d = x * scale - centre up to the fourth power in float32 lanes; `scale` is the power of two that
- * brings the block's largest |x| to about 1, so that nothing overflows or underflows, whatever the size of the values.
+ * The tensor is walked in blocks that stay in the first-level cache. One pass over a block takes its largest |x| (as bits,
+ * so that NaN and infinity show), its zeros and the sums of d = x * scale - centre up to the fourth power in float32 lanes.
+ * `scale` is the power of two that brings the largest |x| to about 1, so that nothing overflows or underflows, whatever the
+ * size of the values; it and the centre are those of the block before, and a block that they do not fit is passed again with
+ * its own. The sums of channels and rows, and the products with a second tensor, are taken while the block is in the cache.
  * Blocks are joined in float64 as raw power sums, which add up over threads, micro-batches and ranks.
  */
 #define Py_LIMITED_API 0x030B0000
@@ -19,7 +20,9 @@
 #define HAS_THREADS 1
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__linux__)
+#define DISPATCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define DISPATCH __attribute__((target_clones("avx512f", "avx2", "default")))
 #elif defined(__x86_64__) && defined(__clang__) && __clang_major__ >= 15 && defined(__linux__)
 #define DISPATCH __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -35,13 +38,16 @@ enum { BLOCK = 4096, LANES = 32, WORTH_A_THREAD = 1 << 17, MOST_THREADS = 16, FL
 
 typedef struct {
     double sums[N_SUMS];
+    double pair[2]; /* with a partner p and its factor a: energy of x - a p, and the product of a p with it */
 } Sums;
 
 typedef struct {
     const char *data;
-    int64_t rows, width, row_bytes;
+    int64_t rows, width;
     int kind, wants_row_means;
-    double *channels; /* one double a channel, or NULL */
+    double *channels;    /* one double a channel, or NULL */
+    const char *partner; /* a tensor of the same kind and shape, dense, or NULL */
+    double factor;
 } Job;
 
 static const int64_t SIZES[N_KINDS] = {4, 2, 2, 8};
@@ -69,67 +75,78 @@ DISPATCH static void widen_f16(const uint16_t *in, float *out, int n) {
 
 /* ---- one block of float32 --------------------------------------------------------------------------------------- */
 
-DISPATCH static void survey(const float *x, int n, uint32_t *largest, int64_t *zeros, double *sum) {
-    uint32_t top[LANES] = {0}, none[LANES] = {0};
-    float total[LANES] = {0};
-    int i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) {
-            uint32_t bits;
-            memcpy(&bits, x + i + l, 4);
-            bits &= 0x7fffffffu;
-            top[l] = bits > top[l] ? bits : top[l];
-            none[l] += bits == 0;
-            total[l] += x[i + l];
-        }
-    uint32_t peak = 0;
-    int64_t empty = 0;
-    double all = 0;
-    for (int l = 0; l < LANES; l++) {
-        peak = top[l] > peak ? top[l] : peak;
-        empty += none[l];
-        all += total[l];
-    }
-    for (; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, 4);
-        bits &= 0x7fffffffu;
-        peak = bits > peak ? bits : peak;
-        empty += bits == 0;
-        all += x[i];
-    }
-    *largest = peak;
-    *zeros = empty;
-    *sum = all;
-}
+/* About which centre, and in which power of two, a block's central sums are taken. Any would do that lies near the values,
+ * so the block before tells; `reach` is its exponent. */
+typedef struct {
+    float scale, centre;
+    int exponent, is_known;
+} Frame;
 
-DISPATCH static void central(const float *x, int n, float scale, float centre, double *out) {
+enum { FAR = 8 }; /* powers of two between a frame's size and a block's, above which the block gets its own frame */
+
+typedef struct {
+    uint32_t largest;
+    int64_t zeros;
+    double central[4];
+} Look;
+
+/* All of a block in one pass: largest |x| as bits, zeros, and the sums of d, d^2, d^3 and d^4 of d = x * scale - centre. */
+DISPATCH static void look(const float *x, int n, float scale, float centre, Look *out) {
+    uint32_t top[LANES] = {0}, none[LANES] = {0};
     float s1[LANES] = {0}, s2[LANES] = {0}, s3[LANES] = {0}, s4[LANES] = {0};
     int i = 0;
     for (; i + LANES <= n; i += LANES)
         for (int l = 0; l < LANES; l++) {
-            float d = x[i + l] * scale - centre, e = d * d;
+            float v = x[i + l], d = v * scale - centre, e = d * d;
+            uint32_t bits;
+            memcpy(&bits, &v, 4);
+            bits &= 0x7fffffffu;
+            top[l] = bits > top[l] ? bits : top[l];
+            none[l] += bits == 0;
             s1[l] += d;
             s2[l] += e;
             s3[l] += e * d;
             s4[l] += e * e;
         }
     double t1 = 0, t2 = 0, t3 = 0, t4 = 0;
-    for (int l = 0; l < LANES; l++) t1 += s1[l], t2 += s2[l], t3 += s3[l], t4 += s4[l];
+    uint32_t peak = 0;
+    int64_t zeros = 0;
+    for (int l = 0; l < LANES; l++) {
+        peak = top[l] > peak ? top[l] : peak;
+        zeros += none[l];
+        t1 += s1[l], t2 += s2[l], t3 += s3[l], t4 += s4[l];
+    }
     for (; i < n; i++) {
         float d = x[i] * scale - centre, e = d * d;
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffffu;
+        peak = bits > peak ? bits : peak;
+        zeros += bits == 0;
         t1 += d, t2 += e, t3 += e * d, t4 += e * e;
     }
-    out[0] = t1, out[1] = t2, out[2] = t3, out[3] = t4;
+    out->largest = peak, out->zeros = zeros;
+    out->central[0] = t1, out->central[1] = t2, out->central[2] = t3, out->central[3] = t4;
+}
+
+DISPATCH static double float_sum(const float *x, int64_t n) {
+    float total[LANES] = {0}, rest = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) total[l] += x[i + l];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) total[l] += total[l + half];
+    for (; i < n; i++) rest += x[i];
+    return (double)total[0] + rest;
 }
 
 /* Add sums about `centre`, of n values times 2^-exponent, to raw power sums. */
-static void join(Sums *to, double n, const double *d, double centre, int exponent) {
-    double c = centre, c2 = c * c;
-    to->sums[FIRST] += ldexp(d[0] + n * c, exponent);
-    to->sums[SECOND] += ldexp(d[1] + 2 * c * d[0] + n * c2, 2 * exponent);
-    to->sums[THIRD] += ldexp(d[2] + 3 * c * d[1] + 3 * c2 * d[0] + n * c2 * c, 3 * exponent);
-    to->sums[FOURTH] += ldexp(d[3] + 4 * c * d[2] + 6 * c2 * d[1] + 4 * c2 * c * d[0] + n * c2 * c2, 4 * exponent);
+static void join(Sums *to, double n, const double *d, const Frame *frame) {
+    double c = frame->centre, c2 = c * c, p = ldexp(1.0, frame->exponent), p2 = p * p;
+    to->sums[FIRST] += p * (d[0] + n * c);
+    to->sums[SECOND] += p2 * (d[1] + 2 * c * d[0] + n * c2);
+    to->sums[THIRD] += p2 * p * (d[2] + 3 * c * d[1] + 3 * c2 * d[0] + n * c2 * c);
+    to->sums[FOURTH] += p2 * p2 * (d[3] + 4 * c * d[2] + 6 * c2 * d[1] + 4 * c2 * c * d[0] + n * c2 * c2);
 }
 
 /* Any values at all, one by one in float64: for blocks that hold what is not finite, or subnormal, or float64 input. */
@@ -148,49 +165,61 @@ static void slowly(const void *x, int n, int is_double, Sums *to) {
     to->sums[COUNT] += n;
 }
 
-static void block(const float *x, int n, Sums *to) {
-    uint32_t bits;
-    int64_t zeros;
-    double sum;
-    survey(x, n, &bits, &zeros, &sum);
-    if (bits == 0) { /* all zeros */
+static void set_frame(Frame *frame, int exponent, double mean) {
+    double scale = ldexp(1.0, -exponent);
+    frame->exponent = exponent, frame->scale = (float)scale, frame->centre = (float)(mean * scale), frame->is_known = 1;
+}
+
+static void guess(const float *x, int n, Frame *frame) {
+    Look seen;
+    float largest;
+    int exponent;
+    look(x, n, 1, 0, &seen);
+    memcpy(&largest, &seen.largest, 4);
+    if (!(largest >= 1e-36f && largest <= 1e36f)) return;
+    frexp(largest, &exponent);
+    set_frame(frame, exponent, float_sum(x, n) / n);
+}
+
+static void block(const float *x, int n, Sums *to, Frame *frame) {
+    Look seen;
+    if (!frame->is_known) guess(x, n < 256 ? n : 256, frame);
+    look(x, n, frame->scale, frame->centre, &seen);
+    if (seen.largest == 0) { /* all zeros */
         to->sums[COUNT] += n;
         to->sums[ZEROS] += n;
         return;
     }
     float largest;
-    memcpy(&largest, &bits, 4);
-    if (bits >= 0x7f800000u || largest > 1e36f || largest < 1e-36f) {
+    memcpy(&largest, &seen.largest, 4);
+    if (seen.largest >= 0x7f800000u || largest > 1e36f || largest < 1e-36f) {
         slowly(x, n, 0, to);
         return;
     }
     int exponent;
     frexp(largest, &exponent);
-    double scale = ldexp(1.0, -exponent), d[4];
-    float centre = (float)(sum / n * scale);
-    central(x, n, (float)scale, centre, d);
-    join(to, n, d, centre, exponent);
-    to->sums[COUNT] += n;
-    to->sums[ZEROS] += (double)zeros;
-    if (largest > to->sums[ABSMAX]) to->sums[ABSMAX] = largest;
-}
-
-DISPATCH static void add_channels(const float *x, int rows, int64_t width, float *partial) {
-    for (int r = 0; r < rows; r++) {
-        const float *row = x + r * width;
-        for (int64_t c = 0; c < width; c++) partial[c] += row[c];
+    if (!frame->is_known || abs(exponent - frame->exponent) > FAR) {
+        set_frame(frame, exponent, float_sum(x, n) / n);
+        look(x, n, frame->scale, frame->centre, &seen);
     }
+    join(to, n, seen.central, frame);
+    to->sums[COUNT] += n;
+    to->sums[ZEROS] += (double)seen.zeros;
+    if (largest > to->sums[ABSMAX]) to->sums[ABSMAX] = largest;
+    double off = seen.central[0];
+    if (exponent != frame->exponent || off * off > 0.0625 * n * seen.central[1]) /* the next block's: this one's values */
+        set_frame(frame, exponent, ldexp(frame->centre + seen.central[0] / n, frame->exponent));
 }
 
-DISPATCH static double row_sum(const float *row, int64_t width) {
-    float total[LANES] = {0}, all = 0;
-    int64_t c = 0;
-    for (; c + LANES <= width; c += LANES)
-        for (int l = 0; l < LANES; l++) total[l] += row[c + l];
-    for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) total[l] += total[l + half];
-    for (; c < width; c++) all += row[c];
-    return (double)total[0] + all;
+/* Sum over rows, channel by channel; four rows at a time, so that the sums pass through memory a quarter as often. */
+DISPATCH static void add_channels(const float *x, int rows, int64_t width, float *partial) {
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        const float *a = x + r * width, *b = a + width, *c = b + width, *d = c + width;
+        for (int64_t k = 0; k < width; k++) partial[k] += (a[k] + b[k]) + (c[k] + d[k]);
+    }
+    for (; r < rows; r++)
+        for (int64_t k = 0; k < width; k++) partial[k] += x[r * width + k];
 }
 
 /* ---- the tensor ------------------------------------------------------------------------------------------------- */
@@ -209,40 +238,79 @@ static void flush(float *partial, double *channels, int64_t width) {
     }
 }
 
+DISPATCH static void pair_part(const float *x, const float *p, int n, float scale, float factor, double *out) {
+    float energy[LANES] = {0}, product[LANES] = {0};
+    float re = 0, rp = 0;
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            float skip = p[i + l] * factor, rest = (x[i + l] - skip) * scale;
+            energy[l] += rest * rest, product[l] += skip * scale * rest;
+        }
+    for (; i < n; i++) {
+        float skip = p[i] * factor, rest = (x[i] - skip) * scale;
+        re += rest * rest, rp += skip * scale * rest;
+    }
+    double te = re, tp = rp;
+    for (int l = 0; l < LANES; l++) te += energy[l], tp += product[l];
+    out[0] = te, out[1] = tp;
+}
+
+static void pair_block(const float *x, const float *p, int n, const Frame *frame, double factor, Sums *to) {
+    double found[2], back = ldexp(1.0, 2 * frame->exponent);
+    pair_part(x, p, n, frame->scale, (float)factor, found);
+    to->pair[0] += back * found[0], to->pair[1] += back * found[1];
+}
+
+/* A part of a row, or whole rows, of float64. `total` is the sum of a row that began in an earlier part. */
+static void double_block(const Job *job, const char *at, const char *other, int n, int64_t offset, double *total, Sums *to,
+                         double *channels) {
+    const double *x = (const double *)at, *p = (const double *)other;
+    slowly(at, n, 1, to);
+    for (int i = 0; i < n; i++) {
+        if (channels) channels[(offset + i) % job->width] += x[i];
+        if (p) {
+            double skip = p[i] * job->factor, rest = x[i] - skip;
+            to->pair[0] += rest * rest, to->pair[1] += skip * rest;
+        }
+        *total += x[i];
+        if ((offset + i + 1) % job->width == 0) {
+            if (job->wants_row_means) to->sums[ROW_MEANS] += *total * *total / (double)job->width;
+            *total = 0;
+        }
+    }
+}
+
 /* Rows first..last of the job: into `to`, and the channels' sums into `channels` (may be NULL). */
 static void reduce_rows(const Job *job, int64_t first, int64_t last, Sums *to, double *channels) {
-    float buffer[BLOCK];
+    float buffer[BLOCK], other[BLOCK];
     int64_t width = job->width, size = SIZES[job->kind];
-    int is_dense = job->row_bytes == width * size;
-    float *partial = channels ? calloc((size_t)width, sizeof(float)) : NULL;
+    Frame frame = {1, 0, 0, 0};
+    float *partial = channels && job->kind != F64 ? calloc((size_t)width, sizeof(float)) : NULL;
     int64_t since = 0;
-    int64_t step = is_dense && width <= BLOCK ? BLOCK / width : 1; /* whole rows in a block */
+    int64_t step = width <= BLOCK ? BLOCK / width : 1; /* whole rows in a block */
     for (int64_t row = first; row < last; row += step) {
         int64_t rows = last - row < step ? last - row : step;
-        const char *at = job->data + row * job->row_bytes;
+        const char *at = job->data + row * width * size;
+        const char *beside = job->partner ? job->partner + row * width * size : NULL;
         double total = 0; /* of one row that spans several blocks */
         for (int64_t offset = 0; offset < rows * width;) {
             int n = (int)(rows * width - offset < BLOCK ? rows * width - offset : BLOCK);
             if (job->kind == F64) {
-                slowly(at, n, 1, to);
-                for (int i = 0; i < n; i++) {
-                    double v = ((const double *)at)[i];
-                    if (channels) channels[(offset + i) % width] += v;
-                    total += v;
-                    if (job->wants_row_means && (offset + i + 1) % width == 0)
-                        to->sums[ROW_MEANS] += total * total / (double)width, total = 0;
-                }
+                double_block(job, at, beside, n, offset, &total, to, channels);
             } else {
                 const float *x = widened(at, job->kind, n, buffer);
-                block(x, n, to);
+                block(x, n, to, &frame);
+                if (beside) pair_block(x, widened(beside, job->kind, n, other), n, &frame, job->factor, to);
                 if (partial) add_channels(x, n < width ? 1 : (int)rows, n < width ? n : width, partial + offset % width);
                 for (int64_t done = 0; job->wants_row_means && done < n;) {
                     int64_t part = n < width ? n : width;
-                    total += row_sum(x + done, part), done += part;
+                    total += float_sum(x + done, part), done += part;
                     if ((offset + done) % width == 0) to->sums[ROW_MEANS] += total * total / (double)width, total = 0;
                 }
             }
             at += n * size, offset += n;
+            if (beside) beside += n * size;
         }
         if (partial && (since += rows) >= FLUSH_ROWS) flush(partial, channels, width), since = 0;
     }
@@ -252,6 +320,7 @@ static void reduce_rows(const Job *job, int64_t first, int64_t last, Sums *to, d
 static void merge(Sums *to, const Sums *from) {
     double a = to->sums[ABSMAX], b = from->sums[ABSMAX];
     for (int k = 0; k < N_SUMS; k++) to->sums[k] += from->sums[k];
+    for (int k = 0; k < 2; k++) to->pair[k] += from->pair[k];
     to->sums[ABSMAX] = a != a || a > b ? a : b;
 }
 
@@ -364,7 +433,7 @@ static void reduce(const Job *job, Sums *to, int n_threads) {
 
 /* ---- parameters: read once, in float64 lanes, since their gradients may be of any size ---------------------------- */
 
-enum { WIDE = 16 };
+enum { WIDE = 32 };
 
 static double folded(const double *lanes) {
     double all = 0;
@@ -401,7 +470,7 @@ DISPATCH static uint32_t largest_bits(const float *x, int n) { /* of |x|; NaN st
     return most;
 }
 
-static void squares(const float *x, int64_t n, double *out) {
+static void squares(const float *x, int64_t n, double *out, double *peak) {
     uint32_t most = 0;
     double sum = 0;
     for (int64_t i = 0; i < n; i += BLOCK) {
@@ -412,8 +481,8 @@ static void squares(const float *x, int64_t n, double *out) {
     }
     float largest;
     memcpy(&largest, &most, 4);
-    out[0] = sum;
-    out[1] = largest;
+    *out = sum;
+    if (peak) *peak = largest;
 }
 
 DISPATCH static double distance(const float *a, const float *b, int64_t n) {
@@ -434,53 +503,92 @@ DISPATCH static double distance(const float *a, const float *b, int64_t n) {
 /* What an Adam step did, from its state after it. With w the weight after the step, m and v the moments, root = sqrt(v) *
  * spread: step = rate * mean * m / (root + eps), update = step + decay * (w before), and w before follows from w after.
  * out: sum g^2, max |g|, sum w^2, sum update^2, sum (g / root)^2, sum root^2, number of roots below eps. */
-DISPATCH static void adam_part(const float *g, const float *w, const float *m, const float *v, int n, float rate, float spread,
-                               float eps, float decay, float shrink, double *out) {
-    double sg[WIDE] = {0}, sw[WIDE] = {0};
-    float su[WIDE] = {0}, sr[WIDE] = {0}, sv[WIDE] = {0};
-    uint32_t top[WIDE] = {0}, below[WIDE] = {0}, most;
+typedef struct {
+    float rate, spread, eps, decay, shrink;
+} Adam;
+
+/* 1 / sqrt(v) and 1 / z to 5e-6, by Newton's steps from a guess of the exponent: the processor's own root and division take
+ * four times as long as reading memory. */
+static inline float inverse_root(float v) {
+    uint32_t bits;
+    float y, half = 0.5f * v;
+    memcpy(&bits, &v, 4);
+    bits = 0x5f375a86u - (bits >> 1);
+    memcpy(&y, &bits, 4);
+    y *= 1.5f - half * y * y;
+    return y * (1.5f - half * y * y);
+}
+
+static inline float inverse_of(float z) {
+    uint32_t bits;
+    float y;
+    memcpy(&bits, &z, 4);
+    bits = 0x7ef311c7u - bits;
+    memcpy(&y, &bits, 4);
+    y *= 2 - z * y;
+    y *= 2 - z * y;
+    return y * (2 - z * y);
+}
+
+DISPATCH static void adam_part(const float *g, const float *w, const float *m, const float *v, int n, const Adam *f, double *out) {
+    float rate = f->rate, spread = f->spread, eps = f->eps, decay = f->decay, shrink = f->shrink;
+    float sg[WIDE] = {0}, sw[WIDE] = {0}, su[WIDE] = {0}, sr[WIDE] = {0}, sv[WIDE] = {0};
+    uint32_t top[WIDE] = {0}, below[WIDE] = {0}, most = 0;
     for (int i = 0; i < n; i += WIDE)
         for (int l = 0; l < WIDE; l++) {
-            float gi = g[i + l], wi = w[i + l], root = sqrtf(v[i + l]) * spread;
-            float inverse = 1 / (root + eps), step = rate * m[i + l] * inverse, update = step + decay * (wi + step) * shrink;
+            float gi = g[i + l], wi = w[i + l], vi = v[i + l], root = vi * inverse_root(vi) * spread;
+            float inverse = inverse_of(root + eps), step = rate * m[i + l] * inverse, update = step + decay * (wi + step) * shrink;
             float ratio = gi * inverse;
             uint32_t bits;
             memcpy(&bits, &gi, 4);
             bits &= 0x7fffffffu;
             top[l] = bits > top[l] ? bits : top[l];
             below[l] += root < eps;
-            sg[l] += (double)gi * gi, sw[l] += (double)wi * wi;
+            sg[l] += gi * gi, sw[l] += wi * wi;
             su[l] += update * update, sr[l] += ratio * ratio, sv[l] += root * root;
         }
-    memcpy(&most, &out[1], 4);
+    float largest;
+    for (int l = 0; l < WIDE; l++) most = top[l] > most ? top[l] : most;
+    memcpy(&largest, &most, 4);
+    double found[7] = {0};
     for (int l = 0; l < WIDE; l++) {
-        out[3] += su[l], out[4] += sr[l], out[5] += sv[l], out[6] += below[l];
-        most = top[l] > most ? top[l] : most;
+        found[0] += sg[l], found[2] += sw[l], found[3] += su[l], found[4] += sr[l], found[5] += sv[l];
+        found[6] += below[l];
     }
-    memcpy(&out[1], &most, 4);
-    out[0] += folded(sg), out[2] += folded(sw);
+    /* A square of float32 that over- or underflowed: gradients may be of any size. */
+    if (!(found[0] > 1e-24 && found[0] < 1e30)) found[0] = dot(g, g, n);
+    if (!(found[2] > 1e-24 && found[2] < 1e30)) found[2] = dot(w, w, n);
+    out[1] = largest > out[1] || largest != largest ? largest : out[1];
+    for (int k = 0; k < 7; k++) out[k] += k == 1 ? 0 : found[k];
 }
 
-static void adam(const float *g, const float *w, const float *m, const float *v, int64_t n, const double *f, double *out) {
-    float rate = (float)(f[0] * f[1]), spread = (float)f[2], eps = (float)f[3], decay = (float)f[4];
-    float shrink = (float)(1 / (1 - f[4])), tail[4][WIDE] = {{0}}, largest;
-    uint32_t most;
+/* One parameter of n elements: the group's factors are lr, beta 1, beta 2, eps, decay. */
+static void adam(const float *g, const float *w, const float *m, const float *v, int64_t n, double t, const double *group,
+                 double *out) {
+    double lr = group[0], decay = lr * group[4];
+    Adam f = {(float)(lr / (1 - pow(group[1], t))), (float)(1 / sqrt(1 - pow(group[2], t))), (float)group[3], (float)decay,
+              (float)(1 / (1 - decay))};
+    float tail[4][WIDE] = {{0}};
     int64_t whole = n / WIDE * WIDE;
     memset(out, 0, 7 * sizeof(double));
     for (int64_t i = 0; i < whole; i += BLOCK) {
         int part = (int)(whole - i < BLOCK ? whole - i : BLOCK);
-        adam_part(g + i, w + i, m + i, v + i, part, rate, spread, eps, decay, shrink, out);
+        adam_part(g + i, w + i, m + i, v + i, part, &f, out);
     }
     if (whole < n) {
         size_t bytes = (size_t)(n - whole) * sizeof(float);
         memcpy(tail[0], g + whole, bytes), memcpy(tail[1], w + whole, bytes);
         memcpy(tail[2], m + whole, bytes), memcpy(tail[3], v + whole, bytes);
-        adam_part(tail[0], tail[1], tail[2], tail[3], WIDE, rate, spread, eps, decay, shrink, out);
-        out[6] -= eps > 0 ? (double)(whole + WIDE - n) : 0; /* the padding's roots are 0 */
+        adam_part(tail[0], tail[1], tail[2], tail[3], WIDE, &f, out);
+        out[6] -= f.eps > 0 ? (double)(whole + WIDE - n) : 0; /* the padding's roots are 0 */
     }
-    memcpy(&most, &out[1], 4);
-    memcpy(&largest, &most, 4);
-    out[1] = largest;
+}
+
+/* The cosine of a vector with a copy of it that is kept; the copy is renewed. */
+static double turned(const float *now, float *kept, int64_t n) {
+    double product = dot(now, kept, n), size = sqrt(dot(now, now, n) * dot(kept, kept, n));
+    memcpy(kept, now, (size_t)n * sizeof(float));
+    return product / size;
 }
 
 /* ---- Python ----------------------------------------------------------------------------------------------------- */
@@ -491,51 +599,47 @@ static int numbers(PyObject *const *args, Py_ssize_t n_args, int64_t *to, Py_ssi
         PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, n_args);
         return 0;
     }
-    for (Py_ssize_t k = 0; k < wanted; k++) to[k] = (int64_t)PyLong_AsUnsignedLongLongMask(args[k]);
+    for (Py_ssize_t k = 0; k < wanted && k < 8; k++) to[k] = (int64_t)PyLong_AsUnsignedLongLongMask(args[k]);
     return !PyErr_Occurred();
 }
 
 static PyObject *py_moments(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     (void)self;
-    int64_t a[8]; /* data, rows, width, row_stride, kind, out, flags, n_threads */
-    if (!numbers(args, n_args, a, 8)) return NULL;
+    int64_t a[8]; /* data, rows, width, kind, out, flags, n_threads, partner */
+    double factor = 0;
+    if (!numbers(args, n_args, a, n_args == 7 ? 7 : 10)) return NULL;
+    if (n_args == 7) a[7] = 0;
+    else factor = PyFloat_AsDouble(args[8]);
     int64_t rows = a[1], width = a[2];
-    if (a[4] < 0 || a[4] >= N_KINDS || rows < 0 || width < 0) {
-        PyErr_SetString(PyExc_ValueError, "expected a known kind and sizes of 0 or more");
+    if (PyErr_Occurred()) return NULL;
+    if (a[3] < 0 || a[3] >= N_KINDS || rows < 0 || width < 0 || (!a[0] && rows && width)) {
+        PyErr_SetString(PyExc_ValueError, "expected an address, a known kind and sizes of 0 or more");
         return NULL;
     }
-    Job job = {(const char *)(uintptr_t)a[0], rows, width, a[3] * SIZES[a[4]], (int)a[4], (a[6] & WANTS_ROW_MEANS) != 0, NULL};
+    Job job = {(const char *)(uintptr_t)a[0], rows, width, (int)a[3], (a[5] & WANTS_ROW_MEANS) != 0, NULL,
+               (const char *)(uintptr_t)a[7], factor};
     Sums sums;
     memset(&sums, 0, sizeof sums);
-    if ((a[6] & WANTS_CHANNELS) && width && !(job.channels = calloc((size_t)width, sizeof(double)))) return PyErr_NoMemory();
+    if ((a[5] & WANTS_CHANNELS) && width && !(job.channels = calloc((size_t)width, sizeof(double)))) return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
-    if (rows && width) reduce(&job, &sums, (int)a[7]);
-    for (int64_t c = 0; job.channels && c < width; c++) {
+    if (rows && width) reduce(&job, &sums, (int)a[6]);
+    for (int64_t c = 0; job.channels && rows && c < width; c++) {
         double mean = fabs(job.channels[c]) / (double)rows;
         if (mean > sums.sums[CHANNEL] || mean != mean) sums.sums[CHANNEL] = mean;
     }
     free(job.channels);
     Py_END_ALLOW_THREADS
-    memcpy((void *)(uintptr_t)a[5], sums.sums, sizeof sums.sums);
+    memcpy((void *)(uintptr_t)a[4], sums.sums, sizeof sums.sums);
+    if (n_args != 7) memcpy((void *)(uintptr_t)PyLong_AsUnsignedLongLongMask(args[9]), sums.pair, sizeof sums.pair);
     Py_RETURN_NONE;
 }
 
 static PyObject *py_squares(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     (void)self;
-    int64_t a[3]; /* data, n, out */
-    if (!numbers(args, n_args, a, 3)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    squares((const float *)(uintptr_t)a[0], a[1], (double *)(uintptr_t)a[2]);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_dot(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
-    (void)self;
-    int64_t a[4]; /* left, right, n, out */
+    int64_t a[4]; /* data, n, out, peak */
     if (!numbers(args, n_args, a, 4)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    *(double *)(uintptr_t)a[3] = dot((const float *)(uintptr_t)a[0], (const float *)(uintptr_t)a[1], a[2]);
+    squares((const float *)(uintptr_t)a[0], a[1], (double *)(uintptr_t)a[2], (double *)(uintptr_t)a[3]);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -552,35 +656,51 @@ static PyObject *py_distance(PyObject *self, PyObject *const *args, Py_ssize_t n
 
 static PyObject *py_adam(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     (void)self;
-    int64_t a[2]; /* table, number of its rows of 6: gradient, weight, first, second, n, out; then 5 factors */
-    double f[5];
-    if (n_args < 7 || !numbers(args, n_args, a, 2)) {
+    int64_t a[2]; /* table, number of its rows of 7: gradient, weight, first, second, count, n, out; then 5 factors */
+    double group[5];
+    if (!numbers(args, n_args, a, 2) || n_args < 7) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected 7 arguments");
         return NULL;
     }
-    for (int k = 0; k < 5; k++) f[k] = PyFloat_AsDouble(args[2 + k]);
+    for (int k = 0; k < 5; k++) group[k] = PyFloat_AsDouble(args[2 + k]);
     if (PyErr_Occurred()) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    const int64_t *row = (const int64_t *)(uintptr_t)a[0];
-    for (int64_t k = 0; k < a[1]; k++, row += 6)
+    /* Backwards: the optimizer went through them in order, and the last ones are still in the caches. */
+    for (int64_t k = a[1] - 1; k >= 0; k--) {
+        const int64_t *row = (const int64_t *)(uintptr_t)a[0] + 7 * k;
         adam((const float *)(uintptr_t)row[0], (const float *)(uintptr_t)row[1], (const float *)(uintptr_t)row[2],
-             (const float *)(uintptr_t)row[3], row[4], f, (double *)(uintptr_t)row[5]);
+             (const float *)(uintptr_t)row[3], row[5], *(const float *)(uintptr_t)row[4], group, (double *)(uintptr_t)row[6]);
+    }
     Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_turns(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[2]; /* table, number of its rows of 4: vector, its copy, n, out */
+    if (!numbers(args, n_args, a, 2)) return NULL;
+    for (int64_t k = 0; k < a[1]; k++) {
+        const int64_t *row = (const int64_t *)(uintptr_t)a[0] + 4 * k;
+        *(double *)(uintptr_t)row[3] = turned((const float *)(uintptr_t)row[0], (float *)(uintptr_t)row[1], row[2]);
+    }
     Py_RETURN_NONE;
 }
 
 #define FAST(name, function, text) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, text}
 static PyMethodDef methods[] = {
     FAST("moments", py_moments,
-         "moments(data, rows, width, row_stride, kind, out, flags, n_threads)\n\n"
-         "Write the 10 sums of the rows x width elements at address `data` to the doubles at address `out`."),
-    FAST("squares", py_squares, "squares(data, n, out)\n\nWrite sum x^2 and the largest |x| of n float32."),
-    FAST("dot", py_dot, "dot(left, right, n, out)\n\nWrite the inner product of two float32 vectors."),
+         "moments(data, rows, width, kind, out, flags, n_threads[, partner, factor, pair])\n\n"
+         "Write the 10 sums of the rows x width elements at address `data` to the doubles at address `out`. With a partner\n"
+         "p of the same kind and shape, write to `pair` the energy of x - factor p and the product of factor p with it."),
+    FAST("squares", py_squares, "squares(data, n, out, peak)\n\nWrite sum x^2 and, where peak is not 0, the largest |x| of n float32."),
     FAST("distance", py_distance, "distance(left, right, n, out)\n\nWrite the squared distance of two float32 vectors."),
     FAST("adam", py_adam,
-         "adam(table, n_rows, rate, mean, spread, eps, decay)\n\n"
-         "For every row of addresses (gradient, weight, first, second), n and out of int64s, write 7 sums of what an Adam\n"
-         "step did, from its state after it."),
+         "adam(table, n_rows, lr, beta_1, beta_2, eps, decay)\n\n"
+         "For every row of addresses (gradient, weight, first, second, count), n and out of int64s, write 7 sums of what an\n"
+         "Adam step did, from its state after it."),
+    FAST("turns", py_turns,
+         "turns(table, n_rows)\n\n"
+         "For every row of int64s (address of a vector, of its kept copy, n, out) write their cosine and renew the copy."),
     {NULL, NULL, 0, NULL},
 };
 

@@ -22,29 +22,41 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3
 ROW_BYTES = 8 * N_SUMS
 
 
-def can_reduce(tensor: Tensor) -> bool:
-    """Return whether the kernel reads this tensor as it lies: on the CPU, of a known float, dense."""
-    return kernel is not None and tensor.device.type == "cpu" and tensor.dtype in KINDS and _is_plain(tensor)
-
-
 def moments(tensor: Tensor, address: int, flags: int, n_threads: int) -> bool:
     """Write the ten sums of ``tensor`` to ``address``; return whether the kernel could read it."""
     kind = KINDS.get(tensor.dtype)
-    if kind is None or not tensor.is_contiguous():
+    if kind is None or not _is_plain(tensor):
         return False
     n = tensor.numel()
     width = tensor.shape[-1] if tensor.dim() else 1
-    kernel.moments(tensor.data_ptr(), n // width if width else 0, width, width, kind, address, flags, n_threads)
+    kernel.moments(tensor.data_ptr(), n // width if width else 0, width, kind, address, flags, n_threads)
+    return True
+
+
+def moments_beside(
+    tensor: Tensor, address: int, n_threads: int, partner: Tensor, factor: float, pair_address: int
+) -> bool:
+    """Write also, to ``pair_address``, the energy of ``tensor - factor * partner`` and its product with ``factor * partner``."""
+    kind = KINDS.get(tensor.dtype)
+    if kind is None or partner.dtype != tensor.dtype or not _is_plain(tensor) or not _is_plain(partner):
+        return False
+    n = tensor.numel()
+    width = tensor.shape[-1] if tensor.dim() else 1
+    rows = n // width if width else 0
+    data, beside = tensor.data_ptr(), partner.data_ptr()
+    kernel.moments(data, rows, width, kind, address, 0, n_threads, beside, factor, pair_address)
     return True
 
 
 def is_float32(*tensors: Tensor) -> bool:
     """Return whether all are dense float32 on the CPU: what the kernel's other reductions read."""
-    return kernel is not None and all(
-        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and _is_plain(tensor) for tensor in tensors
-    )
+    return kernel is not None and all(tensor.dtype == torch.float32 and _is_plain(tensor) for tensor in tensors)
 
 
 def _is_plain(tensor: Tensor) -> bool:
+    """Return whether the values lie at the tensor's address, one after the other, in this process's memory."""
     # A subclass (DTensor, a quantised wrapper) may keep its values elsewhere.
-    return tensor.layout == torch.strided and tensor.is_contiguous() and type(tensor) in (Tensor, torch.nn.Parameter)
+    return tensor.is_cpu and type(tensor) in _PLAIN and tensor.layout is torch.strided and tensor.is_contiguous()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)

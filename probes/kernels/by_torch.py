@@ -35,6 +35,14 @@ def moments(tensor: Tensor, flags: int = 0) -> Tensor:
     return torch.cat([torch.stack([count, *powers, peak]), counted, _means(wide, flags)])
 
 
+def pair(tensor: Tensor, partner: Tensor, factor: float) -> Tensor:
+    """Return the energy of ``tensor - factor * partner`` and its product with ``factor * partner``, shape (2,)."""
+    wide = wide_dtype(tensor.device)
+    skip = factor * partner.detach().to(tensor.device, wide).reshape(-1)
+    rest = tensor.detach().to(wide).reshape(-1) - skip
+    return torch.stack([torch.dot(rest, rest), torch.dot(skip, rest)])
+
+
 def _means(wide: Tensor, flags: int) -> Tensor:
     found = torch.zeros(2, dtype=wide.dtype, device=wide.device)
     if flags:
