@@ -54,9 +54,8 @@ class Pending:
             arrays = copy.arrays()
             for micro_step, pairs in enumerate(copies):
                 values, *others = arrays[3 * micro_step : 3 * micro_step + 3]
-                if pairs:
-                    to, source = zip(*pairs, strict=True)
-                    values[list(to)] = values[list(source)]
+                for to, source in reversed(pairs):  # a source may be filled by a later pair
+                    values[to] = values[source]
                 numbers.append(Numbers(step, micro_step, values, *others))
             if parameters is not None:
                 steps.append(step)

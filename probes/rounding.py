@@ -45,13 +45,11 @@ class Rounding:
         self._seen: dict[int, tuple[Tensor, int]] = {}
 
     def see(self, row: int, tensor: Tensor) -> None:
-        """Take note of an operand, or measure the add whose sum ``tensor`` is."""
-        if tensor.dtype not in SHORT:
-            return
+        """Take note of an operand of 16 bits, or measure the add whose sum ``tensor`` is."""
         for index, skip, scale, terms in self._adds.get(row, ()):
             self._measure(index, tensor, skip, scale, terms)
         if row in self._operands:
-            self._seen[row] = (tensor.detach(), _version(tensor))
+            self._seen[row] = (tensor.detach(), version_of(tensor))
 
     def release(self) -> None:
         """Let the operands go."""
@@ -80,8 +78,9 @@ class Rounding:
     def _whole(self, row: int) -> Tensor | None:
         """Return an operand as it was when it was seen; None once something was written into it."""
         found = self._seen.get(row)
-        return found[0] if found is not None and found[1] == _version(found[0]) else None
+        return found[0] if found is not None and found[1] == version_of(found[0]) else None
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """Return how often ``tensor`` was written to; 0 where nobody counts."""
     return 0 if tensor.is_inference() else tensor._version

@@ -6,6 +6,8 @@ is finite.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,15 +47,20 @@ class Sheet:
             self.values = torch.zeros(n_rows, N_SUMS, dtype=by_torch.wide_dtype(device), device=device)
         self._address = self.values.data_ptr() if device.type == "cpu" and by_c.kernel is not None else 0
         self._n_threads = torch.get_num_threads()
+        self._on_cuda: Any = _triton() if device.type == "cuda" else None
 
     def measure(self, row: int, tensor: Tensor, flags: int = 0) -> None:
         """Fill ``row`` with the sums of ``tensor``; the host does not wait for a device."""
         address = self._address
-        if not address or not by_c.moments(tensor, address + row * by_c.ROW_BYTES, flags, self._n_threads):
-            self.values[row] = by_torch.moments(tensor, flags).to(self.values.device)
+        if address and by_c.moments(tensor, address + row * by_c.ROW_BYTES, flags, self._n_threads):
+            return
+        if self._on_cuda is not None and tensor.device == self.values.device:
+            if self._on_cuda.moments(tensor, self.values[row], flags):
+                return
+        self.values[row] = by_torch.moments(tensor, flags).to(self.values.device)
 
     def measure_beside(self, row: int, tensor: Tensor, partner: Tensor, factor: float, pair: Tensor) -> None:
-        """Fill ``row``, and ``pair`` with the energy of ``tensor - factor * partner`` and its product with ``factor * partner``."""
+        """Fill ``row``, and ``pair`` with the energy of ``tensor - factor * partner`` and its product with the latter."""
         address = self._address
         if address and by_c.moments_beside(
             tensor, address + row * by_c.ROW_BYTES, self._n_threads, partner, factor, pair.data_ptr()
@@ -65,6 +72,15 @@ class Sheet:
     def clear(self) -> None:
         """Make every row empty."""
         self.values.zero_()
+
+
+def _triton() -> Any:
+    """Return the module of the CUDA kernel, None where triton is not installed."""
+    try:
+        from .kernels import by_triton
+    except ImportError:
+        return None
+    return by_triton
 
 
 def power_sums(tensor: Tensor, flags: int = 0) -> Tensor:

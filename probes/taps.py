@@ -5,6 +5,7 @@ Gradients come from tensor hooks on the tapped tensors, never from full backward
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from .anatomy import Anatomy, Point
 from .hooked import Hooked, is_recomputing
 from .kernels import WANTS_CHANNELS, WANTS_ROW_MEANS
 from .paths import Paths, PathSums
-from .rounding import Rounding
+from .rounding import SHORT, Rounding, version_of
 from .sites import Layout, layout
 from .statistics import Sheet
 
@@ -35,6 +36,8 @@ class Reading:
         rounding: what each add rounded away.
         came_back: rows whose gradient has been seen.
         copies: rows that hold what another row was measured to be, as (row, source).
+        writes: row of a gradient that is a write's under another name -> its add, and the row of the sum's gradient.
+        shown: the tensor measured last in the forward (a weak reference), its version, row and flags.
         is_repeated: whether some gradient came back twice; the last one counts.
     """
 
@@ -43,6 +46,8 @@ class Reading:
     rounding: Rounding
     came_back: set[int] = field(default_factory=set)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    writes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    shown: tuple[Any, int, int, int] | None = None
     is_repeated: bool = False
 
 
@@ -59,7 +64,7 @@ class Taps:
         self.readings: list[Reading] = []
         self.fail = fail
         self.rows = {point: row for row, point in enumerate(self.layout.points)}
-        self.is_open = False
+        self.current: Reading | None = None  # where the forward that runs is measured
         self.flowing: Reading | None = None  # whose gradient came last: what checkpointing recomputes belongs to it
         self._model = model
         self._hooked: Hooked | None = None
@@ -82,7 +87,7 @@ class Taps:
         if self._hooked is not None:
             self._hooked.remove()
             self._hooked = None
-        self.is_open = False
+        self.current = None
         self._release()
 
     def begin(self) -> bool:
@@ -90,16 +95,16 @@ class Taps:
         self.flowing = None
         if self._hooked is None or len(self.readings) >= MOST_READINGS:
             return False
-        self.readings.append(self._spare.pop() if self._spare else self._new_reading())
+        self.current = self._spare.pop() if self._spare else self._new_reading()
+        self.readings.append(self.current)
         self._hooked.restart()
-        self.is_open = True
         return True
 
     def end(self, *, failed: bool = False) -> None:
         """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten."""
-        if failed and self.is_open:
+        if failed and self.current is not None:
             self.give_back([self.readings.pop()])
-        self.is_open = False
+        self.current = None
         if self.readings:
             self.readings[-1].rounding.release()
 
@@ -119,6 +124,8 @@ class Taps:
             reading.rounding.clear()
             reading.came_back.clear()
             reading.copies.clear()
+            reading.writes.clear()
+            reading.shown = None
             reading.is_repeated = False
             self._spare.append(reading)
 
@@ -155,40 +162,66 @@ class Taps:
 class _Tap:
     """One point: measures its tensor as it passes, and the gradient of the loss with respect to it as it comes back."""
 
-    __slots__ = ("_arriving", "_back", "_flags", "_leaving", "_row", "_summed", "_taps", "_written")
+    __slots__ = ("_arriving", "_back", "_flags", "_has_path", "_leaving", "_row", "_taps", "_write")
 
     def __init__(self, taps: Taps, paths: Paths, point: Point, flags: int) -> None:
         self._taps, self._flags = taps, flags
         self._row = taps.rows[point]
         self._back = self._row + len(taps.rows)
         self._arriving, self._leaving = paths.arriving.get(point), paths.leaving.get(point)
-        self._written, self._summed = self._add_of(paths, point)
+        self._has_path = self._arriving is not None or self._leaving is not None
+        self._write = self._add_of(paths, point)
 
-    def _add_of(self, paths: Paths, point: Point) -> tuple[int, int]:
-        """Return, where the point is the write of an add, the add's index and the row of its sum's gradient; else -1."""
+    def _add_of(self, paths: Paths, point: Point) -> tuple[int, int] | None:
+        """Return, where the point is the write of an add, the add's index and the row of its sum's gradient."""
         index = paths.write_of.get(point, -1)
         source = next((where for where, (add, _) in paths.leaving.items() if add == index), None)
-        return (index, self._taps.rows[source] + len(self._taps.rows)) if source is not None else (-1, -1)
+        return None if source is None else (index, self._taps.rows[source] + len(self._taps.rows))
 
     def see(self, tensor: Tensor) -> None:
         """Measure ``tensor``, and its gradient when that comes."""
         taps = self._taps
         try:
-            if not tensor.is_floating_point():
-                return
             again = is_recomputing()
-            reading = taps.recomputed() if again else taps.readings[-1] if taps.is_open else None
-            if reading is None:
+            reading = taps.recomputed() if again else taps.current
+            if reading is None or not tensor.is_floating_point():
                 return
             if not again:
+                if not self._has_path and reading.shown is not None and self._is_shown(reading, tensor):
+                    return
                 reading.sums.measure(self._row, tensor, self._flags)
-                reading.rounding.see(self._row, tensor)
-            if tensor.requires_grad:
+                if tensor.dtype in SHORT:
+                    reading.rounding.see(self._row, tensor)
+                reading.shown = (weakref.ref(tensor), version_of(tensor), self._row, self._flags)
+            node = tensor.grad_fn
+            if node is not None and not torch.compiler.is_compiling():
+                # Half the price of a hook on the tensor, and the same gradient.
+                node.register_prehook(partial(self._see_node, reading, tensor.output_nr))
+            elif tensor.requires_grad:
                 handle = tensor.register_hook(partial(self._see_gradient, reading))  # type: ignore[no-untyped-call]
                 if tensor.is_leaf:
                     taps.keep_leaf(handle)
         except Exception as error:  # noqa: BLE001 - training goes on
             taps.fail("forward", error)
+
+    def _is_shown(self, reading: Reading, tensor: Tensor) -> bool:
+        """Return whether this very tensor was measured at the point before (a dropout of 0 hands on what it is given)."""
+        assert reading.shown is not None
+        seen, version, row, flags = reading.shown
+        if seen() is not tensor or version != version_of(tensor) or flags != self._flags:
+            return False
+        n = len(self._taps.rows)
+        reading.copies += [(self._row, row), (self._back, n + row)]
+        if self._write is not None:
+            reading.writes[n + row] = self._write
+        if tensor.dtype in SHORT:
+            reading.rounding.see(self._row, tensor)
+        return True
+
+    def _see_node(self, reading: Reading, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        gradient = gradients[output]
+        if gradient is not None:
+            self._see_gradient(reading, gradient)
 
     def _see_gradient(self, reading: Reading, gradient: Tensor) -> None:
         """Measure the gradient; the hook holds rows and buffers, never the activation."""
@@ -198,9 +231,10 @@ class _Tap:
             if row in reading.came_back:
                 reading.is_repeated = True
             reading.came_back.add(row)
-            if self._written >= 0 and reading.paths.is_held(self._written, gradient):
+            write = self._write or (reading.writes.get(row) if reading.writes else None)
+            if write is not None and reading.paths.is_held(write[0], gradient):
                 # An add hands one and the same gradient to both of its operands: it was measured at the sum.
-                reading.copies.append((row, self._summed))
+                reading.copies.append((row, write[1]))
             elif self._arriving is not None:
                 reading.paths.arrive(self._arriving, gradient, reading.sums, row)
             else:

@@ -30,6 +30,12 @@
 #define DISPATCH
 #endif
 
+#if defined(__GNUC__)
+#define PREFETCH(address) __builtin_prefetch(address, 0, 2)
+#else
+#define PREFETCH(address) (void)(address)
+#endif
+
 enum { F32, BF16, F16, F64, N_KINDS };
 /* The order of a row of sums; ROW_MEANS is the energy of the rows' means, CHANNEL the largest |mean| of a channel. */
 enum { COUNT, FIRST, SECOND, THIRD, FOURTH, ABSMAX, ZEROS, NONFINITE, ROW_MEANS, CHANNEL, N_SUMS };
@@ -95,7 +101,9 @@ DISPATCH static void look(const float *x, int n, float scale, float centre, Look
     uint32_t top[LANES] = {0}, none[LANES] = {0};
     float s1[LANES] = {0}, s2[LANES] = {0}, s3[LANES] = {0}, s4[LANES] = {0};
     int i = 0;
-    for (; i + LANES <= n; i += LANES)
+    for (; i + LANES <= n; i += LANES) {
+        PREFETCH(x + i + BLOCK); /* the next block comes while this one is in work */
+        PREFETCH(x + i + BLOCK + LANES / 2);
         for (int l = 0; l < LANES; l++) {
             float v = x[i + l], d = v * scale - centre, e = d * d;
             uint32_t bits;
@@ -108,6 +116,7 @@ DISPATCH static void look(const float *x, int n, float scale, float centre, Look
             s3[l] += e * d;
             s4[l] += e * e;
         }
+    }
     double t1 = 0, t2 = 0, t3 = 0, t4 = 0;
     uint32_t peak = 0;
     int64_t zeros = 0;
@@ -242,11 +251,14 @@ DISPATCH static void pair_part(const float *x, const float *p, int n, float scal
     float energy[LANES] = {0}, product[LANES] = {0};
     float re = 0, rp = 0;
     int i = 0;
-    for (; i + LANES <= n; i += LANES)
+    for (; i + LANES <= n; i += LANES) {
+        PREFETCH(p + i + BLOCK);
+        PREFETCH(p + i + BLOCK + LANES / 2);
         for (int l = 0; l < LANES; l++) {
             float skip = p[i + l] * factor, rest = (x[i + l] - skip) * scale;
             energy[l] += rest * rest, product[l] += skip * scale * rest;
         }
+    }
     for (; i < n; i++) {
         float skip = p[i] * factor, rest = (x[i] - skip) * scale;
         re += rest * rest, rp += skip * scale * rest;
@@ -433,7 +445,7 @@ static void reduce(const Job *job, Sums *to, int n_threads) {
 
 /* ---- parameters: read once, in float64 lanes, since their gradients may be of any size ---------------------------- */
 
-enum { WIDE = 32 };
+enum { WIDE = 32, AHEAD = 1024 };
 
 static double folded(const double *lanes) {
     double all = 0;
@@ -534,7 +546,11 @@ DISPATCH static void adam_part(const float *g, const float *w, const float *m, c
     float rate = f->rate, spread = f->spread, eps = f->eps, decay = f->decay, shrink = f->shrink;
     float sg[WIDE] = {0}, sw[WIDE] = {0}, su[WIDE] = {0}, sr[WIDE] = {0}, sv[WIDE] = {0};
     uint32_t top[WIDE] = {0}, below[WIDE] = {0}, most = 0;
-    for (int i = 0; i < n; i += WIDE)
+    for (int i = 0; i < n; i += WIDE) {
+        for (int line = 0; line < WIDE; line += WIDE / 2) {
+            PREFETCH(g + i + line + AHEAD), PREFETCH(w + i + line + AHEAD);
+            PREFETCH(m + i + line + AHEAD), PREFETCH(v + i + line + AHEAD);
+        }
         for (int l = 0; l < WIDE; l++) {
             float gi = g[i + l], wi = w[i + l], vi = v[i + l], root = vi * inverse_root(vi) * spread;
             float inverse = inverse_of(root + eps), step = rate * m[i + l] * inverse, update = step + decay * (wi + step) * shrink;
@@ -547,6 +563,7 @@ DISPATCH static void adam_part(const float *g, const float *w, const float *m, c
             sg[l] += gi * gi, sw[l] += wi * wi;
             su[l] += update * update, sr[l] += ratio * ratio, sv[l] += root * root;
         }
+    }
     float largest;
     for (int l = 0; l < WIDE; l++) most = top[l] > most ? top[l] : most;
     memcpy(&largest, &most, 4);

@@ -27,9 +27,9 @@ def moments(tensor: Tensor, address: int, flags: int, n_threads: int) -> bool:
     kind = KINDS.get(tensor.dtype)
     if kind is None or not _is_plain(tensor):
         return False
-    n = tensor.numel()
-    width = tensor.shape[-1] if tensor.dim() else 1
-    kernel.moments(tensor.data_ptr(), n // width if width else 0, width, kind, address, flags, n_threads)
+    shape = tensor.shape
+    width = shape[-1] if shape else 1
+    kernel.moments(tensor.data_ptr(), tensor.numel() // (width or 1), width, kind, address, flags, n_threads)
     return True
 
 
@@ -40,9 +40,9 @@ def moments_beside(
     kind = KINDS.get(tensor.dtype)
     if kind is None or partner.dtype != tensor.dtype or not _is_plain(tensor) or not _is_plain(partner):
         return False
-    n = tensor.numel()
-    width = tensor.shape[-1] if tensor.dim() else 1
-    rows = n // width if width else 0
+    shape = tensor.shape
+    width = shape[-1] if shape else 1
+    rows = tensor.numel() // (width or 1)
     data, beside = tensor.data_ptr(), partner.data_ptr()
     kernel.moments(data, rows, width, kind, address, 0, n_threads, beside, factor, pair_address)
     return True
