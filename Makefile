@@ -9,7 +9,7 @@ SOURCES := $(shell find facade probes diagnostics reports lab -name '*.py' -o -n
 # The editable install links file by file: it is renewed when the set of files changes, not when their text does.
 FILES := $(VENV)/.files-$(shell printf '%s\n' $(SOURCES) | sort | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format install clean
+.PHONY: demo test check format bench install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,6 +25,9 @@ check: $(VENV)/.dev $(FILES) ## lint, format check, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
+	$(BIN)/python benchmarks/report.py docs/performance.md
 
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

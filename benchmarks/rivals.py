@@ -117,7 +117,13 @@ def put_on_naive_hooks(model: nn.Module, optimizer: Optimizer, anatomy: Anatomy,
             if parameter.grad is None:
                 continue
             second = optimizer.state[parameter]["exp_avg_sq"].sqrt()
-            parts = (parameter.grad, parameter.detach(), parameter.detach() - kept, parameter.grad / (second + 1e-8), second)
+            parts = (
+                parameter.grad,
+                parameter.detach(),
+                parameter.detach() - kept,
+                parameter.grad / (second + 1e-8),
+                second,
+            )
             rows.append({str(i): part.square().mean().sqrt().item() for i, part in enumerate(parts)})
             rows.append({"absmax": parameter.grad.abs().max().item(), "below": (second < 1e-8).float().mean().item()})
         rows.clear()

@@ -24,11 +24,11 @@ class HostCopy:
         self._event: Any = None
         with torch.inference_mode(False), torch.no_grad():
             wide = by_torch.wide_dtype(tensors[0].device)
-            flat = torch.cat([tensor.detach().reshape(-1).to(wide) for tensor in tensors])
+            flat = torch.cat([tensor.detach().reshape(-1).to(tensors[0].device, wide) for tensor in tensors])
             if flat.is_cuda:
                 self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
                 self._host.copy_(flat, non_blocking=True)
-                self._event = torch.cuda.Event()
+                self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._event.record(torch.cuda.current_stream(flat.device))
             else:
                 self._host = flat.cpu()
@@ -51,15 +51,17 @@ class HostCopy:
 
 
 class ScalarCopies:
-    """Named scalars of any devices on their way to the host; each None stays None."""
+    """Named scalars of any devices on their way to the host, those of the CPU at once; each None stays None."""
 
     def __init__(self, scalars: Mapping[str, Tensor | None]) -> None:
         """Start the copies; the tensors may be written to afterwards."""
         by_device: dict[torch.device, dict[str, Tensor]] = {}
+        self._here: dict[str, float | None] = {}
         for name, value in scalars.items():
-            if value is not None:
+            if value is None or value.is_cpu:
+                self._here[name] = None if value is None else float(value)
+            else:
                 by_device.setdefault(value.device, {})[name] = value
-        self._absent = dict.fromkeys(name for name, value in scalars.items() if value is None)
         self._copies = [(list(found), HostCopy(list(found.values()))) for found in by_device.values()]
 
     @property
@@ -69,7 +71,7 @@ class ScalarCopies:
 
     def values(self) -> dict[str, float | None]:
         """Return the scalars by name; waits for the copies to end."""
-        found: dict[str, float | None] = {**self._absent}
+        found = dict(self._here)
         for names, copy in self._copies:
             found |= {name: float(value.reshape(())) for name, value in zip(names, copy.arrays(), strict=True)}
         return found

@@ -32,7 +32,7 @@ class ParameterColumns:
         rows = {name: row for row, (name, _, _, _) in enumerate(layout)}
         biased = [branch for branch in anatomy.branches if branch.output_bias in rows]
         self._biases = np.array([rows[str(branch.output_bias)] for branch in biased], dtype=np.int64)
-        self._bias_places = {
+        self._bias_places: dict[str, list[Any]] = {
             "stack": [b.stack for b in biased],
             "block": [b.block for b in biased],
             "branch": [b.kind for b in biased],

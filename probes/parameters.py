@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,27 @@ class ParameterNumbers:
     """What one step gave.
 
     Attributes:
-        sums: shape (parameters, 8), on the device, NaN where not measured.
+        sums: shape (parameters, 8), on the device, NaN where not measured; used again by the next step.
         has_gradient: who has one.
+        rows: parameter -> its row.
     """
 
     sums: Tensor
     has_gradient: tuple[bool, ...]
+    rows: Mapping[Tensor, int]
 
-    @cached_property
+    @property
     def gradient_norm(self) -> Tensor | None:
         """Norm of the whole gradient, on the device; None where no parameter has one."""
-        rows = [row for row, has in enumerate(self.has_gradient) if has]
-        return self.sums[rows, GRADIENT].sum().sqrt() if rows else None
+        return self.norm_of(self.rows)
+
+    def norm_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
+        """Return the norm of the gradient of some parameters, on the device; None where none of them has one."""
+        rows = [row for p in parameters if (row := self.rows.get(p)) is not None and self.has_gradient[row]]
+        if not rows:
+            return None
+        column = self.sums[:, GRADIENT]
+        return (column if len(rows) == len(column) else column[rows]).sum().sqrt()
 
 
 class ParameterTaps:
@@ -50,9 +60,11 @@ class ParameterTaps:
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
         self._places = _places(anatomy)
         self._roles = _roles(anatomy, {name: p.dim() for name, p in self._parameters})
+        self._optimizer: Any = optimizer
         self._adam = AdamReader(optimizer) if optimizer is not None and AdamReader.reads(optimizer) else None
-        self._rows = {p: row for row, (_, p) in enumerate(self._parameters)}
+        self._rows: dict[Tensor, int] = {p: row for row, (_, p) in enumerate(self._parameters)}
         self._sums: Tensor | None = None
+        self._buffer: Tensor | None = None
         self._has_gradient: list[bool] = []
         self._before: dict[int, Tensor] = {}
         self._vectors: dict[int, Tensor] = {}
@@ -68,8 +80,10 @@ class ParameterTaps:
         self._open()
         if self._adam is not None and self._adam.is_trusted:
             return
+        is_scaled = getattr(self._optimizer, "grad_scale", None) is not None  # a fused step divides by it
         for row, (_, parameter) in enumerate(self._parameters):
-            self._read_gradient(row, parameter)
+            if not is_scaled:
+                self._read_gradient(row, parameter)
             if parameter.grad is not None:
                 self._before[row] = parameter.detach().clone()
 
@@ -89,11 +103,16 @@ class ParameterTaps:
                 continue
             if row in done and self._adam is not None and before is not None:
                 self._adam.compare(sums[row, UPDATE], parameter, before)
-            if before is None:
+            if before is None or getattr(self._optimizer, "grad_scale", None) is not None:
                 self._read_gradient(row, parameter)
-            else:
+            if before is not None:
                 sums[row, UPDATE] = _distance(parameter, before).to(sums.device)
             self._read_weight(row, parameter)
+        skipped = getattr(self._optimizer, "found_inf", None)
+        if isinstance(skipped, Tensor):
+            # A fused step that its scaler forbade moved nothing, whatever the state would tell.
+            column = sums[:, UPDATE]
+            sums[:, UPDATE] = torch.where(skipped.to(sums.device).reshape(()) > 0, torch.zeros_like(column), column)
         self._is_read = True
 
     def read_alone(self) -> None:
@@ -113,7 +132,7 @@ class ParameterTaps:
                 self._read_gradient(row, parameter)
                 self._read_weight(row, parameter)
         self._follow(self._sums)
-        found = ParameterNumbers(self._sums, tuple(self._has_gradient))
+        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows)
         self._sums, self._is_read = None, False
         self._before.clear()
         if self._adam is not None:
@@ -126,9 +145,11 @@ class ParameterTaps:
 
     def _open(self) -> None:
         device = self._parameters[0][1].device if self._parameters else torch.device("cpu")
-        with torch.inference_mode(False):
-            n = max(1, len(self._parameters))
-            self._sums = torch.full((n, N_PARTS), torch.nan, dtype=by_torch.wide_dtype(device), device=device)
+        if self._buffer is None or self._buffer.device != device:
+            with torch.inference_mode(False):
+                n = len(self._parameters)
+                self._buffer = torch.empty((n, N_PARTS), dtype=by_torch.wide_dtype(device), device=device)
+        self._sums = self._buffer.fill_(torch.nan)
         self._has_gradient = [parameter.grad is not None for _, parameter in self._parameters]
         self._before.clear()
         self._is_read = False

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .anatomy import Anatomy
 from .columns import ActivationColumns, Numbers
 from .host_copies import HostCopy
+from .kernels import POWERS
 from .parameter_columns import ParameterColumns
 from .parameters import ParameterNumbers, ParameterTaps
 from .sites import Layout
@@ -35,12 +38,15 @@ class Pending:
         """Whether it is time to write."""
         return len(self._held) >= MOST_STEPS or time.monotonic() - self._since > MOST_SECONDS
 
-    def add(self, step: int, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
-        """Start to copy the numbers of one step to the host: the one copy a step."""
+    def add(
+        self, step: int, readings: list[Reading], parameters: ParameterNumbers | None, scale: Tensor | None = None
+    ) -> None:
+        """Start to copy the numbers of one step to the host: the one copy a step. ``scale`` multiplied the loss."""
         found = [part for r in readings for part in (r.sums.values, r.paths.pairs, r.rounding.energies)]
         if parameters is not None:
             found.append(parameters.sums)
         if found:
+            found.append(torch.ones(()) if scale is None else scale)
             self._held.append((step, HostCopy(found), [list(r.copies) for r in readings], parameters))
 
     def write(self, append: Append) -> None:
@@ -51,12 +57,17 @@ class Pending:
         sums: list[np.ndarray] = []
         has_gradient: list[tuple[bool, ...]] = []
         for step, copy, copies, parameters in held:
-            arrays = copy.arrays()
+            *arrays, scale = copy.arrays()
             for micro_step, pairs in enumerate(copies):
                 values, *others = arrays[3 * micro_step : 3 * micro_step + 3]
                 for to, source in reversed(pairs):  # a source may be filled by a later pair
                     values[to] = values[source]
-                numbers.append(Numbers(step, micro_step, values, *others))
+                pairs_found, energies = others
+                if scale != 1.0:
+                    half = len(values) // 2  # forward, then backward
+                    values[half:, list(POWERS)] /= scale ** np.array(list(POWERS.values()))
+                    pairs_found = pairs_found / scale**2
+                numbers.append(Numbers(step, micro_step, values, pairs_found, energies))
             if parameters is not None:
                 steps.append(step)
                 sums.append(arrays[-1])

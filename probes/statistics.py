@@ -54,9 +54,9 @@ class Sheet:
         address = self._address
         if address and by_c.moments(tensor, address + row * by_c.ROW_BYTES, flags, self._n_threads):
             return
-        if self._on_cuda is not None and tensor.device == self.values.device:
-            if self._on_cuda.moments(tensor, self.values[row], flags):
-                return
+        is_there = self._on_cuda is not None and tensor.device == self.values.device
+        if is_there and self._on_cuda.moments(tensor, self.values[row], flags):
+            return
         self.values[row] = by_torch.moments(tensor, flags).to(self.values.device)
 
     def measure_beside(self, row: int, tensor: Tensor, partner: Tensor, factor: float, pair: Tensor) -> None:

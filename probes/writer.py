@@ -39,6 +39,7 @@ class Writer:
         self._head, self._anatomy = dict(head), Anatomy()
         self._steps: list[dict[str, Any]] = []
         self._scalars: list[ScalarCopies] = []
+        self._groups: list[Sequence[Mapping[str, Any]]] = []
         self._events: list[dict[str, Any]] = []
         self._is_writable, self._is_ill = True, False
         if resume and (folder / MANIFEST).exists():
@@ -78,22 +79,34 @@ class Writer:
         """Keep an event until the next flush."""
         self._events.append({"step": step, "kind": kind, "sentence": _text(sentence)})
 
-    def add_step(self, row: Mapping[str, Any], scalars: ScalarCopies) -> None:
-        """Keep a step, its scalars on their way to the host, until the next flush; it comes by itself every FLUSH_EVERY steps."""
+    def add_step(self, row: Mapping[str, Any], scalars: ScalarCopies, groups: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Keep a step until the next flush, which comes by itself every FLUSH_EVERY steps.
+
+        Args:
+            row: of table steps.
+            scalars: more of it, on their way to the host; "group 0" and so on are gradient norms of ``groups``.
+            groups: rows of table groups.
+        """
         self._steps.append(dict(row))
+        self._groups.append(groups)
         self._scalars.append(scalars)
         if len(self._steps) >= FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
         """Write the steps and events kept so far; the one place where the host waits for scalars."""
-        steps, scalars = self._steps, self._scalars
-        self._steps, self._scalars = [], []
-        for row, copies in zip(steps, scalars, strict=True):
+        steps, scalars, groups = self._steps, self._scalars, self._groups
+        self._steps, self._scalars, self._groups = [], [], []
+        rows = []
+        for row, copies, mine in zip(steps, scalars, groups, strict=True):
             row.update(copies.values())
+            if row.get("is_skipped") is not None:
+                row["is_skipped"] = row["is_skipped"] > 0
+            rows += [{**each, "step": row["step"], "gradient_norm": row.get(f"group {each['group']}")} for each in mine]
             self._look_at(row)
         events, self._events = self._events, []
         self._append("steps", steps)
+        self._append("groups", rows)
         self._append("events", events)
 
     def close(self) -> None:

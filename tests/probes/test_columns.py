@@ -98,7 +98,7 @@ def test_rows_of_gradient_paths_are_those_of_a_loop(model: nn.Module) -> None:
         for number, branch in enumerate(anatomy.branches):
             before = anatomy.stacks[0].start if branch.depth == 1 else anatomy.branches[number - 1].state
             at = each.sums[[n + plan.points.index(p) for p in (before, branch.sum or branch.state, branch.state)]]
-            whole, total, state = at[:, SECOND]
+            _, total, state = at[:, SECOND]
             seen = at[:, COUNT] > 0
             gain = math.nan
             if branch.sum is None:
