@@ -35,7 +35,7 @@ WORDS = {
 }
 
 
-def main(n_rounds: int = 10) -> None:
+def main(n_rounds: int = 6) -> None:
     """Measure both settings and print the tables."""
     torch.set_num_threads(1)
     inside = Inside()
@@ -108,10 +108,12 @@ def memory(number: int) -> str:
     for kind in ("plain", "every=1"):
         command = [sys.executable, __file__, "peak", str(number), kind]
         peaks[kind] = statistics.median(
-            int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)
+            int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(2)
         )
-    more = peaks["every=1"] / peaks["plain"] - 1
-    return f"Peak resident memory: {peaks['plain'] / 1024:.0f} MiB plain, {peaks['every=1'] / 1024:.0f} MiB probed ({100 * more:+.1f} %)."
+    plain, probed = (value / 1024 for value in peaks.values())
+    return (
+        f"Peak resident memory: {plain:.0f} MiB plain, {probed:.0f} MiB probed ({100 * (probed / plain - 1):+.1f} %)."
+    )
 
 
 def peak(number: int, kind: str) -> None:

@@ -30,7 +30,7 @@ def main(n_steps: int = 10_000) -> None:
         folder = Path(name) / "run"
         with attach(model, optimizer, every=1, folder=folder, strict=True) as probe:
             for step in progress.track(range(n_steps), description="soak"):
-                loss = model(tokens, tokens)
+                loss = model(tokens, tokens).loss
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -44,8 +44,8 @@ def main(n_steps: int = 10_000) -> None:
         size = sum(path.stat().st_size for path in folder.iterdir())
     told = ", ".join(f"{megabytes:.0f} MiB after step {step}" for step, megabytes in resident.items())
     sys.stdout.write(
-        f"{n_steps} steps sampled in full ({machine()}): resident memory {told}. The recording takes {size / 2**20:.0f} MiB; opening "
-        f"it and reading the {one} rows of the last step takes {seconds:.2f} s.\n"
+        f"{n_steps} steps sampled in full ({machine()}): resident memory {told}. The recording takes {size / 2**20:.0f} MiB; "
+        f"opening it and reading the {one} rows of the last step takes {seconds:.2f} s.\n"
     )
 
 

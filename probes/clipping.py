@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ PUBLIC = "clip_grads_with_norm_"
 SMALL = 1e-6  # what torch adds to the norm before it divides by it
 See = Callable[[list[Tensor], float, Tensor], None]
 
-_watchers: list[See] = []
+_watchers: list[weakref.WeakMethod[See]] = []  # a probe that is dropped unclosed watches no more
 _originals: dict[str, Any] = {}
 
 
@@ -35,6 +36,7 @@ class ClipWatch:
         self._energy: Tensor | None = None
         self._coefficient: Tensor | None = None
         self.is_on = _watch(self._see)
+        weakref.finalize(self, _put_back)
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the norm before clipping and the smallest coefficient, on the device; None where nothing was clipped."""
@@ -65,25 +67,31 @@ class ClipWatch:
 def _watch(see: See) -> bool:
     if not callable(getattr(clip_grad, INNER, None)):
         return False
-    if not _watchers:
-        _originals[INNER] = getattr(clip_grad, INNER)
+    found = getattr(clip_grad, INNER)
+    if found is not _shown:
+        _originals[INNER] = found
         setattr(clip_grad, INNER, _shown)
-        if getattr(nn.utils, PUBLIC, None) is _originals[INNER]:
-            _originals[PUBLIC] = _originals[INNER]
+        if getattr(nn.utils, PUBLIC, None) is found:
+            _originals[PUBLIC] = found
             setattr(nn.utils, PUBLIC, _shown)
-    _watchers.append(see)
+    _watchers.append(weakref.WeakMethod(see))
     return True
 
 
 def _unwatch(see: See) -> None:
-    if see in _watchers:
-        _watchers.remove(see)
-    if not _watchers:
-        for owner, name in ((clip_grad, INNER), (nn.utils, PUBLIC)):
-            # Where another library has put its own in the meantime, it stays.
-            if name in _originals and getattr(owner, name) is _shown:
-                setattr(owner, name, _originals[name])
-        _originals.clear()
+    _watchers[:] = [each for each in _watchers if each() not in (None, see)]
+    _put_back()
+
+
+def _put_back() -> None:
+    """Put torch's functions back where nobody watches any more."""
+    _watchers[:] = [each for each in _watchers if each() is not None]
+    if _watchers:
+        return
+    for owner, name in ((clip_grad, INNER), (nn.utils, PUBLIC)):
+        # Where another library has put its own in the meantime, it stays.
+        if name in _originals and getattr(owner, name) is _shown:
+            setattr(owner, name, _originals[name])
 
 
 def _shown(
@@ -91,6 +99,8 @@ def _shown(
 ) -> None:
     """Do what torch's function does, and show it."""
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    for see in tuple(_watchers):
-        see(given, float(max_norm), total_norm)
-    _originals.get(INNER, getattr(clip_grad, INNER))(given, max_norm, total_norm, foreach)
+    for each in tuple(_watchers):
+        see = each()
+        if see is not None:
+            see(given, float(max_norm), total_norm)
+    _originals[INNER](given, max_norm, total_norm, foreach)

@@ -119,7 +119,7 @@ class _HookedModule:
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
         again = is_recomputing()
         for call, position, see in self._leaving:
-            if self._is_now(call, again):
+            if call == self.n_calls if not again else self._is_now(call, again):
                 tensor = output if not position and isinstance(output, Tensor) else at(output, position)
                 if tensor is not None:
                     see(tensor)

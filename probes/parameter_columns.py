@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from .anatomy import Anatomy
+from .biases import biased
 from .parameters import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterTaps
 
 Columns = dict[str, Any]
@@ -30,14 +31,14 @@ class ParameterColumns:
             "n": pa.array(self._n),
         }
         rows = {name: row for row, (name, _, _, _) in enumerate(layout)}
-        biased = [branch for branch in anatomy.branches if branch.output_bias in rows]
-        self._biases = np.array([rows[str(branch.output_bias)] for branch in biased], dtype=np.int64)
+        with_bias = biased(anatomy, set(rows))
+        self._n_bias = np.array([self._n[rows[str(branch.output_bias)]] for branch in with_bias], dtype=np.int64)
         self._bias_places: dict[str, list[Any]] = {
-            "stack": [b.stack for b in biased],
-            "block": [b.block for b in biased],
-            "branch": [b.kind for b in biased],
-            "depth": [b.depth for b in biased],
-            "module_path": [b.output_bias for b in biased],
+            "stack": [b.stack for b in with_bias],
+            "block": [b.block for b in with_bias],
+            "branch": [b.kind for b in with_bias],
+            "depth": [b.depth for b in with_bias],
+            "module_path": [b.output_bias for b in with_bias],
         }
 
     def of(self, steps: Sequence[int], sums: np.ndarray, has: np.ndarray) -> Columns:
@@ -70,15 +71,18 @@ class ParameterColumns:
         columns["step"] = np.repeat(steps, len(self._n))
         return columns
 
-    def biases_of(self, steps: Sequence[int], sums: np.ndarray) -> Columns:
+    def biases_of(self, steps: Sequence[int], energies: np.ndarray) -> Columns:
         """Return rows of table activations for the bias that each branch's last projection adds.
 
         Only its scale is known: the root mean square over channels, the same at every token.
+
+        Args:
+            steps: their numbers.
+            energies: sums of squares at each step's first forward, shape (steps, biases).
         """
-        k, n = len(steps), len(self._biases)
+        k, n = len(steps), len(self._n_bias)
         columns: Columns = {name: values * k for name, values in self._bias_places.items()}
-        energies = sums[:, self._biases, WEIGHT]
-        columns["rms"] = np.sqrt(energies / np.maximum(1, self._n[self._biases])).reshape(-1)
+        columns["rms"] = np.sqrt(energies / np.maximum(1, self._n_bias)).reshape(-1)
         columns["step"] = np.repeat(steps, n)
         columns |= {"micro_step": [0] * (k * n), "site": ["bias"] * (k * n), "call": [0] * (k * n)}
         columns["direction"] = ["forward"] * (k * n)

@@ -42,7 +42,7 @@ class Pending:
         self, step: int, readings: list[Reading], parameters: ParameterNumbers | None, scale: Tensor | None = None
     ) -> None:
         """Start to copy the numbers of one step to the host: the one copy a step. ``scale`` multiplied the loss."""
-        found = [part for r in readings for part in (r.sums.values, r.paths.pairs, r.rounding.energies)]
+        found = [part for r in readings for part in (r.sums.values, r.paths.pairs, r.rounding.energies, r.biases)]
         if parameters is not None:
             found.append(parameters.sums)
         if found:
@@ -54,20 +54,24 @@ class Pending:
         held, self._held, self._since = self._held, [], time.monotonic()
         numbers: list[Numbers] = []
         steps: list[int] = []
+        biases: list[np.ndarray] = []
+        bias_steps: list[int] = []
         sums: list[np.ndarray] = []
         has_gradient: list[tuple[bool, ...]] = []
         for step, copy, copies, parameters in held:
             *arrays, scale = copy.arrays()
             for micro_step, pairs in enumerate(copies):
-                values, *others = arrays[3 * micro_step : 3 * micro_step + 3]
+                values, pairs_found, energies, bias = arrays[4 * micro_step : 4 * micro_step + 4]
                 for to, source in reversed(pairs):  # a source may be filled by a later pair
                     values[to] = values[source]
-                pairs_found, energies = others
                 if scale != 1.0:
                     half = len(values) // 2  # forward, then backward
                     values[half:, list(POWERS)] /= scale ** np.array(list(POWERS.values()))
                     pairs_found = pairs_found / scale**2
                 numbers.append(Numbers(step, micro_step, values, pairs_found, energies))
+                if micro_step == 0:
+                    biases.append(bias)
+                    bias_steps.append(step)
             if parameters is not None:
                 steps.append(step)
                 sums.append(arrays[-1])
@@ -76,9 +80,9 @@ class Pending:
         if numbers:
             tables.append(("activations", lambda: self._activations.of(numbers)))
             tables.append(("gradient_paths", lambda: self._activations.paths_of(numbers)))
+            tables.append(("activations", lambda: self._parameters.biases_of(bias_steps, np.stack(biases))))
         if steps:
             whole, has = np.stack(sums), np.array(has_gradient, dtype=bool)
-            tables.append(("activations", lambda: self._parameters.biases_of(steps, whole)))
             tables.append(("parameters", lambda: self._parameters.of(steps, whole, has)))
         errors = []
         for name, columns in tables:

@@ -55,8 +55,8 @@ def attach(
         The probe: a context manager with ``step`` and ``recording``.
 
     Raises:
-        ProbeError: ``every`` is not a positive number of steps, ``schedule`` cannot be asked about a step, the model is replicated by nn.DataParallel, the
-            optimizer takes no hooks, or ``anatomy`` is another model's.
+        ProbeError: ``every`` is not a positive number of steps, ``schedule`` cannot be asked about a step, the model is
+            replicated by nn.DataParallel, the optimizer takes no hooks, or ``anatomy`` is another model's.
         RecordingExistsError: the folder holds a recording and ``resume`` is false.
         RecordingError: the folder cannot be written.
     """

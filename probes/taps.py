@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from .anatomy import Anatomy, Point
+from .biases import BiasTaps
 from .hooked import Hooked, is_recomputing
 from .kernels import WANTS_CHANNELS, WANTS_ROW_MEANS
 from .paths import Paths, PathSums
@@ -34,6 +36,7 @@ class Reading:
         sums: rows of points forward, then of the same backward.
         paths: the two paths by which each add's gradient reaches the state before.
         rounding: what each add rounded away.
+        biases: sums of squares of the branches' output biases.
         came_back: rows whose gradient has been seen.
         copies: rows that hold what another row was measured to be, as (row, source).
         writes: row of a gradient that is a write's under another name -> its add, and the row of the sum's gradient.
@@ -44,6 +47,7 @@ class Reading:
     sums: Sheet
     paths: PathSums
     rounding: Rounding
+    biases: Tensor
     came_back: set[int] = field(default_factory=set)
     copies: list[tuple[int, int]] = field(default_factory=list)
     writes: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -70,6 +74,7 @@ class Taps:
         self._hooked: Hooked | None = None
         self._on_leaves: list[Any] = []
         self._paths = Paths(anatomy)
+        self._biases = BiasTaps(model, anatomy)
         self._spare: list[Reading] = []
 
     @property
@@ -97,6 +102,7 @@ class Taps:
             return False
         self.current = self._spare.pop() if self._spare else self._new_reading()
         self.readings.append(self.current)
+        self._biases.read(self.current.biases)
         self._hooked.restart()
         return True
 
@@ -151,6 +157,7 @@ class Taps:
             Sheet(2 * len(self.rows), device),
             PathSums(self._paths, device),
             Rounding(self.anatomy, self.layout, device),
+            self._biases.room(device),
         )
 
     def _tap(self, point: Point) -> Callable[[Tensor], None]:
@@ -194,7 +201,7 @@ class _Tap:
                     reading.rounding.see(self._row, tensor)
                 reading.shown = (weakref.ref(tensor), version_of(tensor), self._row, self._flags)
             node = tensor.grad_fn
-            if node is not None and not torch.compiler.is_compiling():
+            if node is not None and not is_compiling():
                 # Half the price of a hook on the tensor, and the same gradient.
                 node.register_prehook(partial(self._see_node, reading, tensor.output_nr))
             elif tensor.requires_grad:
@@ -218,14 +225,15 @@ class _Tap:
             reading.rounding.see(self._row, tensor)
         return True
 
-    def _see_node(self, reading: Reading, output: int, gradients: tuple[Tensor | None, ...]) -> None:
-        gradient = gradients[output]
-        if gradient is not None:
-            self._see_gradient(reading, gradient)
-
     def _see_gradient(self, reading: Reading, gradient: Tensor) -> None:
-        """Measure the gradient; the hook holds rows and buffers, never the activation."""
+        self._see_node(reading, 0, (gradient,))
+
+    def _see_node(self, reading: Reading, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        """Measure the gradient of one output of a node; the hook holds rows and buffers, never the activation."""
         try:
+            gradient = gradients[output]
+            if gradient is None:
+                return
             self._taps.flowing = reading
             row = self._back
             if row in reading.came_back:

@@ -25,7 +25,14 @@ ROW_BYTES = 8 * N_SUMS
 def moments(tensor: Tensor, address: int, flags: int, n_threads: int) -> bool:
     """Write the ten sums of ``tensor`` to ``address``; return whether the kernel could read it."""
     kind = KINDS.get(tensor.dtype)
-    if kind is None or not _is_plain(tensor):
+    # The same as _is_plain, without a call: this runs hundreds of times a step.
+    if not (
+        kind is not None
+        and tensor.is_cpu
+        and type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+    ):
         return False
     shape = tensor.shape
     width = shape[-1] if shape else 1

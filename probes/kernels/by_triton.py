@@ -78,7 +78,7 @@ def _reduce(
 
 
 def moments(tensor: Tensor, out: Tensor, flags: int) -> bool:
-    """Write the ten sums of ``tensor`` to the row ``out``, float64, on the same device; return whether it was of a known dtype."""
+    """Write the ten sums of ``tensor`` to the row ``out``, on the same device; return whether its dtype is known."""
     if tensor.dtype not in DTYPES:
         return False
     values = tensor.detach().contiguous()

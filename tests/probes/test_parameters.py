@@ -147,3 +147,21 @@ def test_the_direction_of_a_bias_is_followed_from_sampled_step_to_sampled_step(
     assert math.isnan(found[0])
     assert found[1:] == pytest.approx(expected, abs=1e-6)
     assert rows.loc["blocks.0.mlp.2.weight", "direction_cosine"].isna().all()
+
+
+def test_a_bias_is_recorded_as_it_was_in_the_forward(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=10.0)
+    with attach(model, optimizer, every=1, folder=tmp_path / "run", strict=True) as probe:
+        for step in range(2):
+            expected = rms(model.blocks[1].mlp[2].bias)
+            loss_of(model, batch_of(model, seed=step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step()
+            after = rms(model.blocks[1].mlp[2].bias)
+
+    rows = probe.recording.table("activations", steps=1)
+    found = rows.loc[(rows["site"] == "bias") & (rows["depth"] == 4), "rms"].tolist()
+    assert found == pytest.approx([expected], rel=1e-6)
+    assert found != pytest.approx([after], rel=1e-2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from oracles import ORACLES, NanoGPT, batch_of, gradients, loss_of, rms
+from rheoscope.probes import clipping
 from rheoscope.probes.recorder import Probe, attach
 from torch import nn
 from torch.nn.utils import clip_grad, clip_grad_norm_
@@ -20,7 +22,8 @@ def norm(model: nn.Module) -> float:
 
 
 def untouched() -> bool:
-    """Return whether torch's clip functions are its own."""
+    """Return whether torch's clip functions are its own; probes that other tests left open are gone by then."""
+    gc.collect()
     return (
         clip_grad._clip_grads_with_norm_.__module__ == nn.utils.clip_grads_with_norm_.__module__ == clip_grad.__name__
     )
@@ -28,6 +31,7 @@ def untouched() -> bool:
 
 @pytest.mark.parametrize("limit", [0.1, 1e6])
 def test_clipping_is_seen_also_by_a_function_that_was_imported_before(limit: float, tmp_path: Path) -> None:
+    before_all = untouched()
     model = NanoGPT().train()
     optimizer = SGD(model.parameters(), lr=0.1)
     with attach(model, optimizer, every=2, folder=tmp_path / "run", strict=True) as probe:
@@ -46,7 +50,7 @@ def test_clipping_is_seen_also_by_a_function_that_was_imported_before(limit: flo
     assert steps["clip_coefficient"].tolist() == pytest.approx([min(1.0, limit / (b + 1e-6)) for b in before], rel=1e-6)
     assert steps["gradient_norm"].tolist()[::2] == pytest.approx(after[::2], rel=1e-6)
     assert math.isnan(steps["gradient_norm"][1]), "gradients are read in sampled steps alone"
-    assert untouched()
+    assert untouched() == before_all
 
 
 def test_a_step_without_clipping_has_no_norm_before_it(tmp_path: Path) -> None:
@@ -62,6 +66,7 @@ def test_a_step_without_clipping_has_no_norm_before_it(tmp_path: Path) -> None:
 
 
 def test_clipping_in_parts_is_joined_and_two_probes_see_their_own(tmp_path: Path) -> None:
+    before_all = untouched()
     models = [NanoGPT().train(), NanoGPT().train()]
     probes = [attach(m, every=1, folder=tmp_path / str(i), strict=True) for i, m in enumerate(models)]
     expected = []
@@ -79,7 +84,20 @@ def test_clipping_in_parts_is_joined_and_two_probes_see_their_own(tmp_path: Path
     found = [probe.recording.table("steps").iloc[0] for probe in probes]
     assert [row["unclipped_gradient_norm"] for row in found] == pytest.approx(expected, rel=1e-5)
     assert all(0 < row["clip_coefficient"] < 1 for row in found)
-    assert untouched()
+    assert untouched() == before_all
+
+
+def test_a_probe_that_is_dropped_unclosed_watches_no_more(tmp_path: Path) -> None:
+    gc.collect()
+    n_before = len(clipping._watchers)
+    model = NanoGPT()
+    probe = attach(model, folder=tmp_path / "run", strict=True)
+    assert len(clipping._watchers) == n_before + 1
+
+    del probe, model
+    gc.collect()
+
+    assert len(clipping._watchers) == n_before
 
 
 def test_what_another_library_put_in_torchs_place_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
