@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
     from rheoscope.probes.errors import RheoscopeError
-    from rheoscope.probes.recorder import Probe, attach
+    from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
     from rheoscope.reports.page import write_report
 
 __all__ = [
     "Anatomy",
     "Comparison",
+    "Cycle",
     "Diagnosis",
     "Finding",
     "Probe",
@@ -43,6 +44,7 @@ __all__ = [
 _HOMES = {
     "Anatomy": "probes.anatomy",
     "Comparison": "diagnostics.comparison",
+    "Cycle": "probes.recorder",
     "Diagnosis": "diagnostics.diagnosis",
     "Finding": "diagnostics.finding",
     "Probe": "probes.recorder",

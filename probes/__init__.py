@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from .anatomy import Anatomy
     from .check_up import examine
     from .discovery import discover
-    from .recorder import Probe, attach
+    from .recorder import Cycle, Probe, attach
     from .recording import Recording
 
-__all__ = ["Anatomy", "Probe", "Recording", "attach", "discover", "examine"]
+__all__ = ["Anatomy", "Cycle", "Probe", "Recording", "attach", "discover", "examine"]
 
 _HOMES = {
     "Anatomy": "anatomy",
+    "Cycle": "recorder",
     "Probe": "recorder",
     "Recording": "recording",
     "attach": "recorder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def _last_states(model: nn.Module, batch: Batch, points: set[Point], weights: di
     def see(point: Point, tensor: Tensor) -> None:
         seen[point] = tensor.detach().to(torch.float64 if tensor.device.type != "mps" else torch.float32).clone()
 
-    hooks = Hooked(model, points, see)
+    hooks = Hooked(model, points, lambda point: partial(see, point))
     positional, keywords = arguments(batch)
     try:
         with torch.no_grad():

@@ -16,7 +16,8 @@ from .discovery import discover
 from .errors import BatchError
 from .log import Log
 from .manifest import manifest
-from .parameters import ParameterTaps, bias_rows
+from .parameters import ParameterTaps
+from .pending import Pending
 from .recording import Recording
 from .schema import TABLES
 from .skip_path import skip_path
@@ -60,31 +61,27 @@ def examine(
         torch.manual_seed(seed)
         for parameter in model.parameters():
             parameter.grad = None
-        taps, parameters = Taps(model, anatomy, _unguarded), ParameterTaps(model, anatomy)
+        taps, parameters = Taps(model, anatomy, _fail), ParameterTaps(model, anatomy, None)
         loss = _forward_backward(model, batch, loss_fn, taps)
-        parameters.before_step(snapshot=False)
-        readings = taps.take()
-        rows = {"parameters": parameters.rows()}
-        rows["activations"] = [*taps.activation_rows(readings), *bias_rows(anatomy, rows["parameters"])]
-        rows["gradient_paths"] = taps.path_rows(readings)
+        parameters.read_alone()
+        pending = Pending(anatomy, taps.layout, parameters)
+        numbers = parameters.take()
+        pending.add(0, taps.take(), numbers)
+        pending.write(log.append)
         skips = skip_path(model, batch, anatomy, lambda output: _loss_of(output, batch, loss_fn))
-        rows["identities"] = [*_ledger(anatomy), *skips, *amplification(model, batch, anatomy, seed=seed)]
-    squares = [r["n"] * r["gradient_rms"] ** 2 for r in rows["parameters"] if r["gradient_rms"] is not None]
-    rows["steps"] = [{"loss": loss, "gradient_norm": sum(squares) ** 0.5, "micro_batches": 1, "is_sampled": True}]
-    for name, found in rows.items():
-        if found:
-            columns = {column: [row.get(column) for row in found] for column in TABLES[name]}
-            if "step" in columns:
-                columns["step"] = [0] * len(found)
-            log.append(name, columns)
+        identities = [*_ledger(anatomy), *skips, *amplification(model, batch, anatomy, seed=seed)]
+    norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
+    step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}
+    for name, rows in (("steps", [step]), ("identities", identities)):
+        log.append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
     head["gradients"] = "of one backward, before any optimizer"
     head["status"] = "closed"
     head["not_measured"] = [*taps.layout.not_measured, *anatomy.problems]
     return Recording(head, anatomy, log.memory())
 
 
-def _unguarded(where: str, action: Callable[[], None]) -> None:  # noqa: ARG001
-    action()
+def _fail(where: str, error: Exception) -> None:  # noqa: ARG001
+    raise error
 
 
 def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, taps: Taps) -> float:

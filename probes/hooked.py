@@ -13,7 +13,8 @@ from .anatomy import Point
 from .batches import at
 from .errors import ProbeError
 
-See = Callable[[Point, Tensor], None]
+See = Callable[[Tensor], None]
+View = Callable[[Point], See]
 
 
 class Hook:
@@ -22,6 +23,8 @@ class Hook:
     A plain closure would be shared with the copy, which would then be counted as if it were the model itself; and it
     would stop ``torch.save(model)``. Reading such a file back needs Rheoscope to be importable.
     """
+
+    __slots__ = ("_action",)
 
     def __init__(self, action: Callable[..., None] | None = None) -> None:
         """Wrap ``action``; None does nothing."""
@@ -42,21 +45,24 @@ class Hook:
 
 
 class Hooked:
-    """Hooks that call ``see(point, tensor)`` whenever a forward passes a point.
+    """Hooks that show each point's tensor to ``view(point)`` whenever a forward passes it.
 
     Which call of a module it is counts from the last ``restart``; the recomputation of gradient checkpointing repeats
     calls that were counted before.
     """
 
-    def __init__(self, model: nn.Module, points: Iterable[Point], see: See) -> None:
+    def __init__(self, model: nn.Module, points: Iterable[Point], view: View) -> None:
         """Register the hooks; ``remove`` takes them off.
+
+        Args:
+            model: the model.
+            points: where to look.
+            view: called once a point, now; returns what is called with every tensor that passes there.
 
         Raises:
             ProbeError: the model has no module at one of the points; nothing is hooked.
         """
-        self._see = see
-        self._calls: dict[str, int] = {}
-        self._handles: list[RemovableHandle] = []
+        self._modules: list[_HookedModule] = []
         by_module: dict[str, list[Point]] = {}
         for point in points:
             by_module.setdefault(point.module_path, []).append(point)
@@ -69,54 +75,62 @@ class Hooked:
                 "none."
             )
         for path, mine in by_module.items():
-            before, after = Hook(self._before(path, mine)), Hook(self._after(mine))
-            self._handles.append(modules[path].register_forward_pre_hook(before, with_kwargs=True))
-            self._handles.append(modules[path].register_forward_hook(after))
+            self._modules.append(_HookedModule(modules[path], [(point, view(point)) for point in mine]))
 
     def restart(self) -> None:
         """Count calls from 0 again: a new forward begins."""
-        self._calls.clear()
+        for module in self._modules:
+            module.n_calls = 0
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for module in self._modules:
+            module.remove()
+        self._modules.clear()
+
+
+class _HookedModule:
+    """The hooks of one module; the call that runs is number ``n_calls`` until it has ended."""
+
+    def __init__(self, module: nn.Module, views: list[tuple[Point, See]]) -> None:
+        self.n_calls = 0
+        self._entering = [(p.call, p.position, see) for p, see in views if p.side == "input"]
+        self._leaving = [(p.call, p.position, see) for p, see in views if p.side == "output"]
+        # Counted where the call ends; without always_call a call that raises would be counted never, and all is over.
+        self._handles: list[RemovableHandle] = [module.register_forward_hook(Hook(self._after))]
+        if self._entering:
+            self._handles.append(module.register_forward_pre_hook(Hook(self._before), with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
 
-    def _before(self, path: str, points: list[Point]) -> Callable[..., None]:
-        entering = [point for point in points if point.side == "input"]
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        again = is_recomputing()
+        for call, position, see in self._entering:
+            if self._is_now(call, again):
+                # A module may be called with its argument by position here and by keyword there.
+                given = args if isinstance(position[0], int) else kwargs
+                tensor = at(given, position)
+                if tensor is not None:
+                    see(tensor)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-            if not is_recomputing():
-                self._calls[path] = self._calls.get(path, -1) + 1
-            for point in entering:
-                if self._is_now(point):
-                    # A module may be called with its argument by position here and by keyword there.
-                    given = args if isinstance(point.position[0], int) else kwargs
-                    tensor = at(given, point.position)
-                    if tensor is not None:
-                        self._see(point, tensor)
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+        again = is_recomputing()
+        for call, position, see in self._leaving:
+            if call == self.n_calls if not again else self._is_now(call, again):
+                tensor = output if not position and isinstance(output, Tensor) else at(output, position)
+                if tensor is not None:
+                    see(tensor)
+        if not again:
+            self.n_calls += 1
 
-        return hook
-
-    def _after(self, points: list[Point]) -> Callable[..., None]:
-        leaving = [point for point in points if point.side == "output"]
-
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-            for point in leaving:
-                if self._is_now(point):
-                    tensor = at(output, point.position)
-                    if tensor is not None:
-                        self._see(point, tensor)
-
-        return hook
-
-    def _is_now(self, point: Point) -> bool:
+    def _is_now(self, call: int, again: bool) -> bool:
         """Return whether the running call is the point's; a recomputed one of several calls tells not which it is."""
-        latest = self._calls.get(point.module_path)
-        return point.call == latest and not (latest and is_recomputing())
+        return self.n_calls == 1 and call == 0 if again else call == self.n_calls
 
 
 def is_recomputing() -> bool:
     """Return whether a forward runs inside a backward: gradient checkpointing computes activations again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return torch._C._current_graph_task_id() != -1 and not torch.compiler.is_compiling()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,7 +14,9 @@ from torch import nn
 from .schema import FORMAT
 
 
-def manifest(model: nn.Module, *, every: int, label: str) -> dict[str, Any]:
+def manifest(
+    model: nn.Module, *, every: int | None, label: str, schedule: object = None, triggered: int = 0
+) -> dict[str, Any]:
     """Return the manifest of a recording of ``model`` that starts now; no arguments, paths or data of the user's."""
     parameters = list(model.parameters())
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
@@ -29,8 +32,8 @@ def manifest(model: nn.Module, *, every: int, label: str) -> dict[str, Any]:
             "dtype": ", ".join(dtypes),
             "device": ", ".join(sorted({p.device.type for p in parameters})),
         },
-        "schedule": {"every": every},
-        "gradients": "as the optimizer saw them, after any clipping; not divided by a loss scale",
+        "schedule": {"every": every, "words": _words(schedule), "triggered": triggered},
+        "gradients": "as the optimizer saw them, after any clipping; divided by the loss scale where the scaler was given",
         "not_measured": [],
     }
 
@@ -41,3 +44,9 @@ def own_version() -> str:
         return version("rheoscope")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _words(schedule: object) -> str | None:
+    """Return a schedule's words, or that it is a function."""
+    is_told = is_dataclass(schedule)
+    return None if schedule is None else repr(schedule)[:200] if is_told else "a function of the step"

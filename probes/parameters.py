@@ -1,109 +1,211 @@
-"""Measure parameters as the optimizer sees them: weights and gradients before its step, updates after it."""
+"""Measure parameters around an optimizer step: gradients as the optimizer saw them, weights, and how far they moved."""
 
 from __future__ import annotations
 
-import math
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from .adam import AdamReader
 from .anatomy import Anatomy
-from .statistics import ABSMAX, SECOND, power_sums
+from .kernels import by_c, by_torch
 
-_WEIGHT, _GRADIENT, _PEAK, _UPDATE = range(4)
+N_PARTS = 8  # columns of a row of sums
+GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
+LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
+
+
+@dataclass(frozen=True)
+class ParameterNumbers:
+    """What one step gave.
+
+    Attributes:
+        sums: shape (parameters, 8), on the device, NaN where not measured; used again by the next step.
+        has_gradient: who has one.
+        rows: parameter -> its row.
+    """
+
+    sums: Tensor
+    has_gradient: tuple[bool, ...]
+    rows: Mapping[Tensor, int]
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """Norm of the whole gradient, on the device; None where no parameter has one."""
+        return self.norm_of(self.rows)
+
+    def norm_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
+        """Return the norm of the gradient of some parameters, on the device; None where none of them has one."""
+        rows = [row for p in parameters if (row := self.rows.get(p)) is not None and self.has_gradient[row]]
+        if not rows:
+            return None
+        column = self.sums[:, GRADIENT]
+        return (column if len(rows) == len(column) else column[rows]).sum().sqrt()
 
 
 class ParameterTaps:
-    """Reads every parameter once before and once after the optimizer's step."""
+    """Reads every parameter once a sampled step.
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+    Under Adam and AdamW everything is read after the step, from the optimizer's own state; under any other optimizer the
+    weights are copied before the step, which takes the memory of the parameters once more.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, optimizer: Optimizer | None) -> None:
         """Name and place the parameters; a tied one counts once."""
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
         self._places = _places(anatomy)
         self._roles = _roles(anatomy, {name: p.dim() for name, p in self._parameters})
+        self._optimizer: Any = optimizer
+        self._adam = AdamReader(optimizer) if optimizer is not None and AdamReader.reads(optimizer) else None
+        self._rows: dict[Tensor, int] = {p: row for row, (_, p) in enumerate(self._parameters)}
         self._sums: Tensor | None = None
+        self._buffer: Tensor | None = None
         self._has_gradient: list[bool] = []
-        self._before: list[Tensor] = []
+        self._before: dict[int, Tensor] = {}
+        self._vectors: dict[int, Tensor] = {}
+        self._followed = [
+            (row, p)
+            for row, (name, p) in enumerate(self._parameters)
+            if p.dim() == 1 and self._roles[name] in ("bias", "norm_bias") and p.numel() <= LONGEST_VECTOR
+        ]
+        self._is_read = False
 
-    def before_step(self, *, snapshot: bool) -> None:
-        """Read weights and gradients; keep a copy of the weights when ``snapshot``, for the update's size."""
-        rows = []
-        self._before = []
-        self._has_gradient = [parameter.grad is not None for _, parameter in self._parameters]
-        for _, parameter in self._parameters:
-            weight = power_sums(parameter)
-            gradient = parameter.grad
-            if gradient is not None and gradient.layout != torch.strided:
-                # Of an embedding with sparse=True; what is not stored is zero.
-                gradient = gradient.coalesce().values()
-            found = torch.zeros_like(weight) if gradient is None else power_sums(gradient)
-            update = torch.full_like(weight[0], torch.nan)
-            rows.append(torch.stack([weight[SECOND], found[SECOND], found[ABSMAX], update]))
-            if snapshot:
-                self._before.append(parameter.detach().clone())
-        self._sums = torch.stack([row.to(rows[0].device) for row in rows]) if rows else None
+    def before_step(self) -> None:
+        """Read the gradients and copy the weights, where they cannot be read from the optimizer's state afterwards."""
+        self._open()
+        if self._adam is not None and self._adam.is_trusted:
+            return
+        is_scaled = getattr(self._optimizer, "grad_scale", None) is not None  # a fused step divides by it
+        for row, (_, parameter) in enumerate(self._parameters):
+            if not is_scaled:
+                self._read_gradient(row, parameter)
+            if parameter.grad is not None:
+                self._before[row] = parameter.detach().clone()
 
     def after_step(self) -> None:
-        """Read how far each parameter moved since ``before_step``."""
-        if self._sums is None or not self._before:
+        """Read weights, updates and, under Adam, gradients and second moments."""
+        sums = self._sums
+        if sums is None:
             return
-        for row, ((_, parameter), before) in enumerate(zip(self._parameters, self._before, strict=True)):
-            wide = before.dtype if before.device.type == "mps" else torch.float64
-            self._sums[row, _UPDATE] = power_sums(parameter.detach().to(wide) - before.to(wide))[SECOND]
-        self._before = []
+        done = (
+            self._adam.read(self._rows, sums)
+            if self._adam is not None and self._adam.is_trusted is not False
+            else set()
+        )
+        for row, (_, parameter) in enumerate(self._parameters):
+            before = self._before.pop(row, None)
+            if row in done and before is None:
+                continue
+            if row in done and self._adam is not None and before is not None:
+                self._adam.compare(sums[row, UPDATE], parameter, before)
+            if before is None or getattr(self._optimizer, "grad_scale", None) is not None:
+                self._read_gradient(row, parameter)
+            if before is not None:
+                sums[row, UPDATE] = _distance(parameter, before).to(sums.device)
+            self._read_weight(row, parameter)
+        skipped = getattr(self._optimizer, "found_inf", None)
+        if isinstance(skipped, Tensor):
+            # A fused step that its scaler forbade moved nothing, whatever the state would tell.
+            column = sums[:, UPDATE]
+            sums[:, UPDATE] = torch.where(skipped.to(sums.device).reshape(()) > 0, torch.zeros_like(column), column)
+        self._is_read = True
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the parameters table, one copy to the host; empty where nothing was read."""
+    def read_alone(self) -> None:
+        """Read gradients and weights where there is no optimizer."""
+        self._open()
+        for row, (_, parameter) in enumerate(self._parameters):
+            self._read_gradient(row, parameter)
+            self._read_weight(row, parameter)
+        self._is_read = True
+
+    def take(self) -> ParameterNumbers | None:
+        """Return what was read since the last call, on the host; None where nothing was."""
         if self._sums is None:
-            return []
-        table, self._sums = self._sums.cpu().tolist(), None
-        rows = []
-        for (name, parameter), sums, has_gradient in zip(self._parameters, table, self._has_gradient, strict=True):
-            n = max(1, parameter.numel())
-            stack, block, branch = self._places.get(name, (-1, -1, ""))
-            weight, update = math.sqrt(sums[_WEIGHT] / n), math.sqrt(sums[_UPDATE] / n)
-            rows.append(
-                {
-                    "name": name,
-                    "stack": stack,
-                    "block": block,
-                    "branch": branch,
-                    "role": self._roles[name],
-                    "n": parameter.numel(),
-                    "gradient_state": "none" if not has_gradient else "zero" if sums[_GRADIENT] == 0 else "value",
-                    "weight_rms": weight,
-                    "gradient_rms": math.sqrt(sums[_GRADIENT] / n) if has_gradient else None,
-                    "gradient_absmax": sums[_PEAK] if has_gradient else None,
-                    "update_rms": None if math.isnan(update) else update,
-                    "update_ratio": None if math.isnan(update) or weight == 0 else update / weight,
-                }
-            )
-        return rows
+            return None
+        if not self._is_read:
+            for row, (_, parameter) in enumerate(self._parameters):
+                self._read_gradient(row, parameter)
+                self._read_weight(row, parameter)
+        self._follow(self._sums)
+        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows)
+        self._sums, self._is_read = None, False
+        self._before.clear()
+        if self._adam is not None:
+            self._adam.settle()
+        return found
+
+    def layout(self) -> list[tuple[str, int, tuple[int, int, str], str]]:
+        """Return name, number of elements, place and role of every parameter, in the order of the numbers' rows."""
+        return [(n, p.numel(), self._places.get(n, (-1, -1, "")), self._roles[n]) for n, p in self._parameters]
+
+    def _open(self) -> None:
+        device = self._parameters[0][1].device if self._parameters else torch.device("cpu")
+        if self._buffer is None or self._buffer.device != device:
+            with torch.inference_mode(False):
+                n = len(self._parameters)
+                self._buffer = torch.empty((n, N_PARTS), dtype=by_torch.wide_dtype(device), device=device)
+        self._sums = self._buffer.fill_(torch.nan)
+        self._has_gradient = [parameter.grad is not None for _, parameter in self._parameters]
+        self._before.clear()
+        self._is_read = False
+
+    def _read_gradient(self, row: int, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        if gradient.layout != torch.strided:
+            # Of an embedding with sparse=True; what is not stored is zero.
+            gradient = gradient.coalesce().values()
+        self._read(row, GRADIENT, gradient, wants_peak=True)
+
+    def _read_weight(self, row: int, parameter: Tensor) -> None:
+        self._read(row, WEIGHT, parameter, wants_peak=False)
+
+    def _read(self, row: int, column: int, tensor: Tensor, *, wants_peak: bool) -> None:
+        """Write the sum of squares into ``column`` and, for a gradient, the largest magnitude beside it."""
+        sums = self._sums
+        assert sums is not None
+        if sums.is_cpu and by_c.is_float32(tensor):
+            out = sums.data_ptr() + 8 * (N_PARTS * row + column)
+            by_c.kernel.squares(tensor.data_ptr(), tensor.numel(), out, out + 8 if wants_peak else 0)
+            return
+        wide = tensor.detach().reshape(-1).to(by_torch.wide_dtype(tensor.device))
+        sums[row, column] = torch.dot(wide, wide).to(sums.device)
+        if wants_peak:
+            sums[row, column + 1] = (wide.abs().max() if wide.numel() else wide.sum()).to(sums.device)
+
+    def _follow(self, sums: Tensor) -> None:
+        """Write the cosine of every bias with itself at the sampled step before."""
+        table = array("q")
+        for row, parameter in self._followed:
+            before = self._vectors.get(row)
+            if before is None or before.shape != parameter.shape:
+                self._vectors[row] = parameter.detach().to(torch.float32, copy=True)
+            elif sums.is_cpu and by_c.is_float32(parameter):
+                out = sums.data_ptr() + 8 * (N_PARTS * row + TURN)
+                table.extend((parameter.data_ptr(), before.data_ptr(), parameter.numel(), out))
+            else:
+                now = parameter.detach().to(torch.float32)
+                sums[row, TURN] = (torch.dot(now, before) / (now.norm() * before.norm())).to(sums.device, sums.dtype)
+                before.copy_(now)
+        if table:
+            by_c.kernel.turns(table.buffer_info()[0], len(table) // 4)
 
 
-def bias_rows(anatomy: Anatomy, parameter_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the activations table for the bias that each branch's last projection adds.
-
-    Only its scale is known: the root mean square over channels, the same at every token.
-    """
-    scales = {row["name"]: row["weight_rms"] for row in parameter_rows}
-    return [
-        {
-            "micro_step": 0,
-            "stack": branch.stack,
-            "block": branch.block,
-            "branch": branch.kind,
-            "depth": branch.depth,
-            "site": "bias",
-            "call": 0,
-            "direction": "forward",
-            "module_path": branch.output_bias,
-            "rms": scales[branch.output_bias],
-        }
-        for branch in anatomy.branches
-        if branch.output_bias in scales
-    ]
+def _distance(after: Tensor, before: Tensor) -> Tensor:
+    """Return the squared distance of two tensors, float64."""
+    if by_c.is_float32(after, before):
+        found = torch.empty(1, dtype=torch.float64)
+        by_c.kernel.distance(after.data_ptr(), before.data_ptr(), after.numel(), found.data_ptr())
+        return found[0]
+    wide = by_torch.wide_dtype(before.device)
+    moved = (after.detach().to(wide) - before.to(wide)).reshape(-1)
+    return torch.dot(moved, moved)
 
 
 def _places(anatomy: Anatomy) -> dict[str, tuple[int, int, str]]:

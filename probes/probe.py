@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,17 +15,20 @@ from torch.optim import Optimizer
 from .anatomy import Anatomy
 from .batches import Arguments
 from .discovery import discover
-from .errors import ProbeError, RheoscopeError
+from .errors import ProbeError
+from .faults import Faults
 from .hooked import Hook
-from .parameters import ParameterTaps, bias_rows
+from .host_copies import ScalarCopies
+from .parameters import ParameterNumbers, ParameterTaps
+from .pending import Pending
 from .recording import Recording
-from .scalars import count_of, gradient_norm, learning_rate, loss_of, name_of
-from .taps import MOST_READINGS, Taps
+from .scalars import count_of, loss_of, name_of
+from .schedule import Sampler
+from .step_gauge import StepGauge
+from .taps import MOST_READINGS, Reading, Taps
 from .writer import Writer
 
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
-MOST_FAULTS = 20  # errors inside the probe before it gives up measuring
-logger = logging.getLogger("rheoscope")
 
 
 class Probe:
@@ -39,21 +40,26 @@ class Probe:
         optimizer: Optimizer | None,
         writer: Writer,
         *,
-        every: int,
+        sampler: Sampler,
+        scaler: Any,
         anatomy: Anatomy | None,
         strict: bool,
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
-        self.model, self.optimizer, self.every, self.strict = model, optimizer, every, strict
+        self.model, self.optimizer = model, optimizer
         self._writer = writer
+        self._faults = Faults(self._event, strict=strict)
+        self._gauge = StepGauge(model, optimizer, scaler)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
+        self._pending: Pending | None = None
         self._step = writer.first_step
-        self._n_tries = self._n_forwards = self._n_steps = self._n_faults = self._n_updates = 0
+        self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
         self._n_measured: int | None = None
-        self._gradient_norm: float | None = None
+        self._read: ParameterNumbers | None = None
         self._is_closed = self._is_discovering = False
-        self._said: set[str] = set()
+        self._sampler = sampler
+        sampler.choose(self._step)
         self._started = time.perf_counter()
         if anatomy is not None:
             self._know(anatomy)
@@ -91,7 +97,7 @@ class Probe:
             RecordingError: the folder is gone or damaged.
         """
         if not self._is_closed:
-            self._guard("recording", self._writer.flush)
+            self._faults.guard("recording", self._flush)
         return self._writer.recording
 
     def step(self, loss: Tensor | float | None = None, *, batch_id: object = None, n_tokens: int | None = None) -> None:
@@ -103,12 +109,12 @@ class Probe:
             n_tokens: tokens in the step.
         """
         if self._is_closed:
-            self._guard("step", self._refuse)
+            self._faults.guard("step", self._refuse)
             return
         # Each on its own: where one part fails the others are kept.
-        self._guard("step", self._keep)
-        self._guard("step", lambda: self._close_step(loss, batch_id, n_tokens))
-        self._guard("step", self._advance)
+        self._faults.guard("step", self._keep)
+        self._faults.guard("step", lambda: self._close_step(loss, batch_id, n_tokens))
+        self._faults.guard("step", self._advance)
 
     def close(self) -> None:
         """Take the hooks off and close the recording; safe to call twice."""
@@ -117,19 +123,22 @@ class Probe:
         self._is_closed = True
         for handle in self._handles:
             handle.remove()
+        self._gauge.close()
         if self._taps is not None:
             self._taps.detach()
         try:
-            self._guard("close", self._keep_unstepped)
+            self._faults.guard("close", self._keep_unstepped)
+            self._faults.guard("close", self._flush)
         finally:
-            self._guard("close", self._writer.close)
+            self._faults.guard("close", self._writer.close)
 
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.training and not self._is_discovering and not torch.compiler.is_compiling():
-            self._measure("forward", lambda: self._begin(args, kwargs))
+            self._faults.measure("forward", lambda: self._begin(args, kwargs))
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._n_forwards += 1
+        self._gauge.forward_begins()
         if self._taps is None and self._n_tries < MOST_TRIES:
             self._n_tries += 1
             self._is_discovering = True
@@ -144,85 +153,91 @@ class Probe:
             return
         self._taps.attach()
         if not self._taps.begin() and self._n_steps == 0:
-            self._say(
+            self._faults.say(
                 "never_stepped",
                 f"Expected probe.step(loss) after every optimizer.step(), got {MOST_READINGS} forwards without one: "
                 "they are recorded as one step, and the following are not. Call probe.step(loss) in the training loop.",
             )
-            self._writer.flush()
+            self._flush()
 
     def _forward_ends(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
         if self._taps is not None and not self._is_discovering:
             self._taps.end(failed=output is None and sys.exc_info()[0] is not None)
 
     def _know(self, anatomy: Anatomy) -> None:
-        self._taps, self._parameters = Taps(self.model, anatomy, self._measure), ParameterTaps(self.model, anatomy)
+        self._taps, self._parameters = (
+            Taps(self.model, anatomy, self._faults.fail),
+            ParameterTaps(self.model, anatomy, self.optimizer),
+        )
+        self._pending = Pending(anatomy, self._taps.layout, self._parameters)
         self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
 
     def _is_sampled(self) -> bool:
-        return self._step % self.every == 0 and self._n_faults < MOST_FAULTS
+        return self._sampler.is_on and not self._faults.are_too_many
 
     def _before_step(self, *_: object) -> None:
         parameters = self._parameters
         if parameters is not None and self._is_sampled():
-            self._measure("optimizer", lambda: parameters.before_step(snapshot=True))
+            self._faults.measure("optimizer", parameters.before_step)
 
     def _after_step(self, *_: object) -> None:
-        self._n_updates += 1
+        self._gauge.updated()
         parameters = self._parameters
         if parameters is not None and self._is_sampled():
-            self._measure("optimizer", parameters.after_step)
+            self._faults.measure("optimizer", parameters.after_step)
 
     def _keep(self) -> None:
         """Write what a sampled step measured: the one copy to the host."""
-        self._n_measured = self._gradient_norm = None
+        self._n_measured = self._read = None
         if self._taps is None or self._parameters is None or not self._is_sampled():
             return
         readings = self._taps.take()
         self._n_measured = len(readings)
         if self.optimizer is None:
-            self._parameters.before_step(snapshot=False)
-        elif not self._n_updates:
+            self._parameters.read_alone()
+        elif not self._gauge.n_updates and self._gauge.scale is None:
             self._event(
                 "no_update",
                 "Expected optimizer.step() before probe.step(loss), got none in this step: parameters are not measured "
-                "in it. A loss scaler that skips a step leaves this too.",
+                "in it. A loss scaler that skips a step leaves this too: pass it as scaler= to attach.",
             )
         if any(reading.is_repeated for reading in readings):
-            self._say(
+            self._faults.say(
                 "repeated_backward",
                 "Expected one backward through each forward, got several: gradients are those of the last alone. Add "
                 "the losses up before one backward to measure their sum.",
             )
-        parameter_rows = self._parameters.rows()
-        self._gradient_norm = gradient_norm(parameter_rows)
-        self._writer.rows("activations", self._taps.activation_rows(readings), self._step)
-        self._writer.rows("activations", bias_rows(self._taps.anatomy, parameter_rows), self._step)
-        self._writer.rows("gradient_paths", self._taps.path_rows(readings), self._step)
-        self._writer.rows("parameters", parameter_rows, self._step)
+        self._read = self._parameters.take()
+        self._hold(readings, self._read)
 
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
-        now = time.perf_counter()
+        now, groups = time.perf_counter(), self._gauge.groups()
         (scalar, no_scalar), (count, no_count) = loss_of(loss), count_of(n_tokens)
         row = {
             "step": self._step,
             "n_tokens": count,
             "batch_id": name_of(batch_id),
-            "lr": learning_rate(self.optimizer),
-            "gradient_norm": self._gradient_norm,
+            "lr": groups[0]["lr"] if groups else None,
             "seconds": now - self._started,
             "micro_batches": self._n_measured,
             "is_sampled": self._n_measured is not None,
+            "memory_bytes": self._gauge.memory() if self._n_measured is not None else None,
         }
         self._started = now
-        self._writer.add_step(row, scalar)
+        had_forward = self._n_forwards > self._n_before
+        # Copied now: a loop may scale its loss in place afterwards.
+        scalars = ScalarCopies({"loss": scalar, **self._gauge.scalars(self._read, had_forward=had_forward)})
+        self._writer.add_step(row, scalars, groups)
+        told = self._sampler.look(self._step, scalars)
+        if told:
+            self._event("triggered", told)
         for problem in (no_scalar, no_count):
             if problem:
                 raise ProbeError(problem)
 
     def _advance(self) -> None:
         if self._n_steps == 0 and self._n_forwards == 0:
-            self._say(
+            self._faults.say(
                 "never_forwarded",
                 f"Expected forwards of the attached {type(self.model).__name__} in training mode, got none before "
                 "probe.step(loss): only the loss is recorded. Attach to the module that the loop calls, in train(); one "
@@ -230,12 +245,14 @@ class Probe:
             )
         was_sampled = self._n_measured is not None
         self._n_steps += 1
-        self._n_updates = 0
+        self._n_before = self._n_forwards
+        self._gauge.restart()
         self._step += 1
+        self._sampler.choose(self._step)
         if self._taps is not None and self._taps.is_attached and not self._is_sampled():
             self._taps.detach()
-        if was_sampled:
-            self._writer.flush()
+        if was_sampled and self._pending is not None and self._pending.is_full:
+            self._flush()
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
@@ -243,47 +260,31 @@ class Probe:
             return
         readings = self._taps.take()
         if self._n_steps == 0:
-            self._say(
+            self._faults.say(
                 "never_stepped",
                 "Expected probe.step(loss) after every optimizer.step(), got none: all forwards are recorded as one "
                 "step. Call probe.step(loss) in the training loop.",
             )
         else:
             self._event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
-        self._writer.rows("activations", self._taps.activation_rows(readings), self._step)
-        self._writer.rows("gradient_paths", self._taps.path_rows(readings), self._step)
-        if self._parameters is not None:
-            self._writer.rows("parameters", self._parameters.rows(), self._step)
+        self._hold(readings, self._parameters.take() if self._parameters is not None else None)
+
+    def _hold(self, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
+        assert self._taps is not None
+        assert self._pending is not None
+        self._pending.add(self._step, readings, parameters, self._gauge.scale)
+        self._taps.give_back(readings)
+
+    def _flush(self) -> None:
+        """Write everything held."""
+        try:
+            if self._pending is not None:
+                self._pending.write(self._writer.columns)
+        finally:
+            self._writer.flush()
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")
 
     def _event(self, kind: str, sentence: str) -> None:
         self._writer.event(self._step, kind, sentence)
-
-    def _say(self, kind: str, sentence: str) -> None:
-        """Log and record once what the user should change."""
-        if kind not in self._said:
-            self._said.add(kind)
-            logger.warning(sentence)
-            self._event(kind, sentence)
-
-    def _measure(self, where: str, action: Callable[[], None]) -> None:
-        """Run an action of the measuring side, until too many have failed."""
-        if self._n_faults < MOST_FAULTS:
-            self._guard(where, action)
-
-    def _guard(self, where: str, action: Callable[[], None]) -> None:
-        """Run ``action``; an error of ours is logged once and recorded, and training goes on."""
-        try:
-            action()
-        except Exception as error:
-            if self.strict:
-                raise
-            self._n_faults += 1
-            known = isinstance(error, RheoscopeError)
-            sentence = str(error) if known else f"{type(error).__name__} in the probe's {where}: {str(error)[:300]}"
-            if sentence not in self._said and len(self._said) < MOST_FAULTS:
-                self._said.add(sentence)
-                logger.warning("Training goes on without a part of the measurement. %s", sentence, exc_info=not known)
-                self._event("fault", sentence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,6 +14,7 @@ from .errors import ProbeError
 from .hooked import Hooked
 from .manifest import manifest
 from .probe import Probe
+from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
 from .writer import Writer
 
@@ -22,6 +24,9 @@ def attach(
     optimizer: Optimizer | None = None,
     *,
     every: int = 10,
+    schedule: Schedule | None = None,
+    triggered: int = 5,
+    scaler: torch.amp.GradScaler | None = None,
     folder: str | Path | None = None,
     anatomy: Anatomy | None = None,
     resume: bool = False,
@@ -35,7 +40,11 @@ def attach(
     Args:
         model: the model that is called in the training loop; forwards in eval mode are not recorded.
         optimizer: the optimizer that steps it; without one, updates are not measured.
-        every: a step in so many is sampled in full; the loss and learning rate are kept of all.
+        every: a step in so many is sampled in full; the loss and learning rates are kept of all.
+        schedule: which steps are sampled in full, instead of ``every``: ``Cycle(wait=9, active=1)``, or any function of a
+            step's number, ``torch.profiler.schedule``'s included.
+        triggered: so many steps are sampled in full after a loss or gradient norm that is not finite or spikes; 0 for none.
+        scaler: the gradient scaler of the loop: gradients are divided by its scale, and steps that it skips are marked.
         folder: where the recording is written; None for ``runs/<date and time>``.
         anatomy: what ``discover`` found, to skip discovery on the first forward.
         resume: continue the recording in ``folder``.
@@ -46,16 +55,27 @@ def attach(
         The probe: a context manager with ``step`` and ``recording``.
 
     Raises:
-        ProbeError: ``every`` is not a positive number of steps, the model is replicated by nn.DataParallel, the
-            optimizer takes no hooks, or ``anatomy`` is another model's.
+        ProbeError: ``every`` is not a positive number of steps, ``schedule`` cannot be asked about a step, the model is
+            replicated by nn.DataParallel, the optimizer takes no hooks, or ``anatomy`` is another model's.
         RecordingExistsError: the folder holds a recording and ``resume`` is false.
         RecordingError: the folder cannot be written.
     """
     _expect(model, optimizer, every, anatomy)
+    _expect_times(schedule, triggered, scaler)
     if folder is None:
         folder = Path("runs") / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
-    writer = Writer(Path(folder), manifest(model, every=every, label=label), resume=resume, strict=strict)
-    return Probe(model, optimizer, writer, every=every, anatomy=anatomy, strict=strict)
+    head = manifest(
+        model, every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
+    )
+    return Probe(
+        model,
+        optimizer,
+        Writer(Path(folder), head, resume=resume, strict=strict),
+        sampler=Sampler(Stride(every) if schedule is None else schedule, triggered),
+        scaler=scaler,
+        anatomy=anatomy,
+        strict=strict,
+    )
 
 
 def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | None) -> None:
@@ -72,7 +92,19 @@ def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | 
     if not isinstance(every, int) or every < 1:
         raise ProbeError(f"Expected every >= 1 (a step in so many is sampled), got {every!r}. Pass a positive number.")
     if anatomy is not None:
-        Hooked(model, layout(anatomy).points, lambda *_: None).remove()
+        Hooked(model, layout(anatomy).points, lambda _: lambda _: None).remove()
 
 
-__all__ = ["Probe", "attach"]
+def _expect_times(schedule: object, triggered: object, scaler: object) -> None:
+    if schedule is not None and not callable(schedule):
+        raise ProbeError(
+            f"Expected a schedule that can be asked about a step, got {type(schedule).__name__}. Pass Cycle(wait=9, active=1) "
+            "or a function of the step's number, or every=10."
+        )
+    if not isinstance(triggered, int) or triggered < 0:
+        raise ProbeError(f"Expected triggered >= 0 steps, got {triggered!r}. Pass a number of steps.")
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        raise ProbeError(f"Expected a torch.amp.GradScaler or none, got {type(scaler).__name__}. Pass the loop's own.")
+
+
+__all__ = ["Cycle", "Probe", "attach"]

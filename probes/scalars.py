@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from .batches import describe
 
@@ -55,16 +53,7 @@ def name_of(value: object) -> str | None:
     return None if value is None else str(value)[:NAME_LENGTH].encode("utf-8", "replace").decode()
 
 
-def learning_rate(optimizer: Optimizer | None) -> float | None:
-    """Return the learning rate of the first parameter group, None where it is not on the host."""
-    if optimizer is None or not optimizer.param_groups:
-        return None
-    rate: Any = optimizer.param_groups[0].get("lr")
-    on_host = isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.device.type == "cpu")
-    return float(rate) if on_host else None
-
-
-def gradient_norm(parameter_rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the norm of the whole gradient, None where no gradient was read."""
-    squares = [row["n"] * row["gradient_rms"] ** 2 for row in parameter_rows if row["gradient_rms"] is not None]
-    return float(sum(squares) ** 0.5) if squares else None
+def on_host(value: Any) -> float | None:
+    """Return a number, None where it is not on the host."""
+    is_here = isinstance(value, int | float) or (isinstance(value, Tensor) and value.is_cpu and value.numel() == 1)
+    return float(value) if is_here else None

@@ -1,15 +1,16 @@
 """Fix the columns of every table of a recording; the number changes when they do.
 
-History: 1 (0.1.0) first.
+History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
+clipping, loss scale and skipped steps, parameter groups.
 """
 
 from __future__ import annotations
 
-FORMAT = 1
+FORMAT = 2
 MOST_TEXT = 10_000  # bytes of one text in a table: no name or sentence is longer
 
 # Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
-STATISTICS = ("mean", "std", "rms", "absmax", "kurtosis", "zero_share", "nonfinite")
+STATISTICS = ("mean", "std", "rms", "absmax", "kurtosis", "zero_share", "mean_share", "channel_absmean", "nonfinite")
 PLACE = {"stack": "i", "block": "i", "branch": "s", "depth": "i"}
 MOMENT = {"step": "i", "micro_step": "i"}
 
@@ -21,10 +22,16 @@ TABLES: dict[str, dict[str, str]] = {
         "batch_id": "s",
         "lr": "f",
         "gradient_norm": "f",
+        "unclipped_gradient_norm": "f",
+        "clip_coefficient": "f",
+        "loss_scale": "f",
+        "is_skipped": "b",
+        "memory_bytes": "i",
         "seconds": "f",
         "micro_batches": "i",
         "is_sampled": "b",
     },
+    "groups": {"step": "i", "group": "i", "lr": "f", "weight_decay": "f", "gradient_norm": "f"},
     "activations": {
         **MOMENT,
         **PLACE,
@@ -33,6 +40,7 @@ TABLES: dict[str, dict[str, str]] = {
         "direction": "s",
         "module_path": "s",
         **dict.fromkeys(STATISTICS, "f"),
+        "rounded_share": "f",
     },
     "gradient_paths": {
         **MOMENT,
@@ -56,6 +64,10 @@ TABLES: dict[str, dict[str, str]] = {
         "gradient_absmax": "f",
         "update_rms": "f",
         "update_ratio": "f",
+        "staleness": "f",
+        "second_moment_rms": "f",
+        "below_epsilon_share": "f",
+        "direction_cosine": "f",
     },
     "attention": {
         **MOMENT,

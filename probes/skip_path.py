@@ -7,6 +7,7 @@ stream alone (a vector-Jacobian product), and on to the state before, times the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def skip_path(
 
     loss = None
     if wanted:
-        hooks = Hooked(model, wanted, see)
+        hooks = Hooked(model, wanted, lambda point: partial(see, point))
         try:
             with torch.enable_grad():
                 loss = loss_of(call(model, batch))

@@ -5,24 +5,27 @@ Gradients come from tensor hooks on the tapped tensors, never from full backward
 
 from __future__ import annotations
 
-import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
-from .anatomy import Anatomy, Branch, Point
+from .anatomy import Anatomy, Point
+from .biases import BiasTaps
 from .hooked import Hooked, is_recomputing
-from .schema import STATISTICS
+from .kernels import WANTS_CHANNELS, WANTS_ROW_MEANS
+from .paths import Paths, PathSums
+from .rounding import SHORT, Rounding, version_of
 from .sites import Layout, layout
-from .statistics import COUNT, N_SUMS, SECOND, power_sums, statistics
+from .statistics import Sheet
 
-# Columns of a row of path sums: elements, <state gradient, skip gradient>, |skip gradient|^2, |state gradient|^2.
-N_PATHS = 4
 MOST_READINGS = 64  # forwards measured in one step; more are not
-Guard = Callable[[str, Callable[[], None]], None]
+Fail = Callable[[str, Exception], None]
 
 
 @dataclass
@@ -31,38 +34,48 @@ class Reading:
 
     Attributes:
         sums: rows of points forward, then of the same backward.
-        paths: a row an add: the two paths by which its gradient reaches the state before.
-        held: add -> the gradient that went down its skip path and has not arrived yet, and the skip's scale.
-        came_back: points whose gradient has been seen.
+        paths: the two paths by which each add's gradient reaches the state before.
+        rounding: what each add rounded away.
+        biases: sums of squares of the branches' output biases.
+        came_back: rows whose gradient has been seen.
+        copies: rows that hold what another row was measured to be, as (row, source).
+        writes: row of a gradient that is a write's under another name -> its add, and the row of the sum's gradient.
+        shown: the tensor measured last in the forward (a weak reference), its version, row and flags.
         is_repeated: whether some gradient came back twice; the last one counts.
     """
 
-    sums: Tensor
-    paths: Tensor
-    held: dict[int, tuple[Tensor, float]] = field(default_factory=dict)
+    sums: Sheet
+    paths: PathSums
+    rounding: Rounding
+    biases: Tensor
     came_back: set[int] = field(default_factory=set)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    writes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    shown: tuple[Any, int, int, int] | None = None
     is_repeated: bool = False
 
 
 class Taps:
     """The hooks of one probe: attached for the steps that are sampled, silent for the others.
 
-    ``guard(where, action)`` runs every action; it must not let an exception out unless training is to stop.
+    ``fail(where, error)`` is told of every error of ours; it must not raise unless training is to stop.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, guard: Guard) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, fail: Fail) -> None:
         """Lay out the measurements; nothing is hooked yet."""
         self.anatomy = anatomy
         self.layout: Layout = layout(anatomy)
         self.readings: list[Reading] = []
+        self.fail = fail
+        self.rows = {point: row for row, point in enumerate(self.layout.points)}
+        self.current: Reading | None = None  # where the forward that runs is measured
+        self.flowing: Reading | None = None  # whose gradient came last: what checkpointing recomputes belongs to it
         self._model = model
-        self._guard = guard
         self._hooked: Hooked | None = None
-        self._is_open = False
-        self._flowing: Reading | None = None  # whose gradient came last: what checkpointing recomputes belongs to it
         self._on_leaves: list[Any] = []
-        self._rows = {point: row for row, point in enumerate(self.layout.points)}
-        self._paths = _paths(anatomy)
+        self._paths = Paths(anatomy)
+        self._biases = BiasTaps(model, anatomy)
+        self._spare: list[Reading] = []
 
     @property
     def is_attached(self) -> bool:
@@ -72,207 +85,169 @@ class Taps:
     def attach(self) -> None:
         """Hook the model."""
         if self._hooked is None:
-            self._hooked = Hooked(self._model, self.layout.points, self._see)
+            self._hooked = Hooked(self._model, self.layout.points, self._tap)
 
     def detach(self) -> None:
         """Unhook the model."""
         if self._hooked is not None:
             self._hooked.remove()
             self._hooked = None
-        self._is_open = False
+        self.current = None
         self._release()
 
     def begin(self) -> bool:
         """Start a micro-batch: the next forward is measured into a new reading; return whether there is room."""
-        self._flowing = None
+        self.flowing = None
         if self._hooked is None or len(self.readings) >= MOST_READINGS:
             return False
-        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        n_points = len(self.layout.points)
-        # Outside inference mode, or the buffers could not be written later.
-        with torch.inference_mode(False):
-            sums = torch.zeros(2 * n_points, N_SUMS, dtype=wide, device=device)
-            paths = torch.zeros(max(1, self.anatomy.n_branches), N_PATHS, dtype=wide, device=device)
-        self.readings.append(Reading(sums, paths))
+        self.current = self._spare.pop() if self._spare else self._new_reading()
+        self.readings.append(self.current)
+        self._biases.read(self.current.biases)
         self._hooked.restart()
-        self._is_open = True
         return True
 
     def end(self, *, failed: bool = False) -> None:
         """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten."""
-        if failed and self._is_open:
-            self.readings.pop()
-        self._is_open = False
+        if failed and self.current is not None:
+            self.give_back([self.readings.pop()])
+        self.current = None
+        if self.readings:
+            self.readings[-1].rounding.release()
 
     def take(self) -> list[Reading]:
-        """Return the readings since the last call, and forget them."""
+        """Return the readings since the last call, and forget them; ``give_back`` them once they are read."""
         readings, self.readings = self.readings, []
         for reading in readings:
-            reading.held.clear()
+            reading.paths.release()
         self._release()
         return readings
 
+    def give_back(self, readings: list[Reading]) -> None:
+        """Use the readings' memory again."""
+        for reading in readings[: MOST_READINGS - len(self._spare)]:
+            reading.sums.clear()
+            reading.paths.clear()
+            reading.rounding.clear()
+            reading.came_back.clear()
+            reading.copies.clear()
+            reading.writes.clear()
+            reading.shown = None
+            reading.is_repeated = False
+            self._spare.append(reading)
+
+    def keep_leaf(self, handle: Any) -> None:
+        """Remember a hook on a leaf: it lives as long as its parameter, unlike one on an activation."""
+        self._on_leaves.append(handle)
+
+    def recomputed(self) -> Reading | None:
+        """Return the reading whose forward is computed again inside a backward."""
+        reading = self.flowing or (self.readings[-1] if self.readings else None)
+        # Before the first gradient of a backward the latest forward is meant, unless its gradients are all back.
+        return reading if reading is not None and (self.flowing is not None or not reading.came_back) else None
+
     def _release(self) -> None:
-        self._flowing = None
+        self.flowing = None
         for handle in self._on_leaves:
             handle.remove()
         self._on_leaves.clear()
 
-    def _see(self, point: Point, tensor: Tensor) -> None:
-        if not tensor.is_floating_point():
-            return
-        reading = self._flowing or (self.readings[-1] if self.readings else None)
-        if is_recomputing():
-            # Before the first gradient of a backward the latest forward is meant, unless its gradients are all back.
-            if reading is not None and (self._flowing is not None or not reading.came_back):
-                self._guard("forward", lambda: self._await_gradient(point, tensor, reading))
-        elif self._is_open and reading is not None:
-            self._guard("forward", lambda: self._measure(point, tensor, reading))
-
-    def _measure(self, point: Point, tensor: Tensor, reading: Reading) -> None:
-        reading.sums[self._rows[point]] = power_sums(tensor)
-        self._await_gradient(point, tensor, reading)
-
-    def _await_gradient(self, point: Point, tensor: Tensor, reading: Reading) -> None:
-        if tensor.requires_grad:
-            hook = self._backward(point, self._rows[point] + len(self._rows), reading)
-            handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
-            if tensor.is_leaf:
-                # Lives as long as its parameter, unlike an activation.
-                self._on_leaves.append(handle)
-
-    def _backward(self, point: Point, row: int, reading: Reading) -> Callable[[Tensor], None]:
-        """Return a hook for the gradient at ``point``; it closes over rows and buffers, never over the activation."""
-        arriving, leaving = self._paths.arriving.get(point), self._paths.leaving.get(point)
-
-        def hook(gradient: Tensor) -> None:
-            self._guard("backward", lambda: self._measure_gradient(gradient, row, arriving, leaving, reading))
-
-        return hook
-
-    def _measure_gradient(
-        self, gradient: Tensor, row: int, arriving: int | None, leaving: tuple[int, float] | None, reading: Reading
-    ) -> None:
-        self._flowing = reading
-        reading.is_repeated |= row in reading.came_back
-        reading.came_back.add(row)
-        reading.sums[row] = power_sums(gradient)
-        if arriving is not None and arriving in reading.held:
-            skip, scale = reading.held.pop(arriving)
-            if skip.shape == gradient.shape:
-                reading.paths[arriving] = _path_sums(gradient, skip, scale)
-        if leaving is not None:
-            # The engine never adds in place to a gradient that somebody holds.
-            reading.held[leaving[0]] = (gradient.detach(), leaving[1])
-
-    def activation_rows(self, readings: list[Reading]) -> list[dict[str, Any]]:
-        """Return the rows of the activations table; this is the one copy to the host."""
-        rows = []
-        for micro_step, reading in enumerate(readings):
-            sums = reading.sums.cpu().to(torch.float64)
-            columns = {name: values.tolist() for name, values in statistics(sums).items()}
-            counts = sums[:, COUNT].tolist()
-            for offset, direction in ((0, "forward"), (len(self._rows), "backward")):
-                for site in self.layout.sites:
-                    row = self._rows[site.point] + offset
-                    if counts[row] and not (offset and site.is_partial):
-                        place = {
-                            "micro_step": micro_step,
-                            "stack": site.stack,
-                            "block": site.block,
-                            "branch": site.branch,
-                            "depth": site.depth,
-                            "site": site.site,
-                            "call": site.point.call,
-                            "direction": direction,
-                            "module_path": site.point.module_path,
-                        }
-                        rows.append(place | {name: columns[name][row] for name in STATISTICS})
-        return rows
-
-    def path_rows(self, readings: list[Reading]) -> list[dict[str, Any]]:
-        """Return the rows of the gradient_paths table."""
-        rows = []
-        for micro_step, reading in enumerate(readings):
-            sums = reading.sums.cpu().to(torch.float64).tolist()
-            paths = reading.paths.cpu().tolist()
-            for index, branch in enumerate(self.anatomy.branches):
-                gain = self._skip_gain(index, sums)
-                parts = _parts(paths[index])
-                if gain is not None or parts is not None:
-                    place = {
-                        "micro_step": micro_step,
-                        "stack": branch.stack,
-                        "block": branch.block,
-                        "branch": branch.kind,
-                        "depth": branch.depth,
-                        "skip_gain": gain,
-                    }
-                    rows.append(place | (parts or {}))
-        return rows
-
-    def _skip_gain(self, index: int, sums: list[list[float]]) -> float | None:
-        """Return the gain of the gradient from state k down the skip path to state k-1."""
-        branch = self.anatomy.branches[index]
-        if branch.sum is None:
-            return abs(branch.scale)
-        if "state" in branch.partial or "sum" in branch.partial:
-            return None
-        n = len(self._rows)
-        if branch.state is None or branch.state not in self._rows or branch.sum not in self._rows:
-            return None
-        above, below = sums[n + self._rows[branch.state]], sums[n + self._rows[branch.sum]]
-        if not (above[COUNT] and below[COUNT] and above[SECOND] > 0):
-            return None
-        return abs(branch.scale) * math.sqrt(below[SECOND] / above[SECOND])
-
-
-@dataclass(frozen=True)
-class _Paths:
-    """Which add a point's gradient leaves for the skip path (with its scale), and at which it arrives from there."""
-
-    leaving: dict[Point, tuple[int, float]]
-    arriving: dict[Point, int]
-
-
-def _paths(anatomy: Anatomy) -> _Paths:
-    leaving, arriving = {}, {}
-    for index, branch in enumerate(anatomy.branches):
-        before = anatomy.stacks[branch.stack].start if branch.depth == 1 else anatomy.branches[index - 1].state
-        source = branch.sum or branch.state
-        first = branch.depth == 1
-        parts = (
-            anatomy.stacks[branch.stack].start_is_partial if first else "state" in anatomy.branches[index - 1].partial
+    def _new_reading(self) -> Reading:
+        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+        return Reading(
+            Sheet(2 * len(self.rows), device),
+            PathSums(self._paths, device),
+            Rounding(self.anatomy, self.layout, device),
+            self._biases.room(device),
         )
-        if source is not None and before is not None and not parts and not _is_partial(branch):
-            leaving[source] = (index, branch.scale)
-            arriving[before] = index
-    return _Paths(leaving, arriving)
+
+    def _tap(self, point: Point) -> Callable[[Tensor], None]:
+        names = {site.site for site in self.layout.sites if site.point == point}
+        flags = WANTS_CHANNELS | (WANTS_ROW_MEANS if names & {"state", "sum"} else 0)
+        return _Tap(self, self._paths, point, flags).see
 
 
-def _is_partial(branch: Branch) -> bool:
-    return ("sum" if branch.sum is not None else "state") in branch.partial
+class _Tap:
+    """One point: measures its tensor as it passes, and the gradient of the loss with respect to it as it comes back."""
 
+    __slots__ = ("_arriving", "_back", "_flags", "_has_path", "_leaving", "_row", "_taps", "_write")
 
-def _path_sums(gradient: Tensor, skip: Tensor, scale: float) -> Tensor:
-    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
-    total = gradient.detach().reshape(-1).to(wide)
-    part = skip.reshape(-1).to(total.device, wide)
-    count = torch.full((), total.numel(), dtype=wide, device=total.device)
-    return torch.stack(
-        [count, scale * torch.dot(total, part), scale**2 * torch.dot(part, part), torch.dot(total, total)]
-    )
+    def __init__(self, taps: Taps, paths: Paths, point: Point, flags: int) -> None:
+        self._taps, self._flags = taps, flags
+        self._row = taps.rows[point]
+        self._back = self._row + len(taps.rows)
+        self._arriving, self._leaving = paths.arriving.get(point), paths.leaving.get(point)
+        self._has_path = self._arriving is not None or self._leaving is not None
+        self._write = self._add_of(paths, point)
 
+    def _add_of(self, paths: Paths, point: Point) -> tuple[int, int] | None:
+        """Return, where the point is the write of an add, the add's index and the row of its sum's gradient."""
+        index = paths.write_of.get(point, -1)
+        source = next((where for where, (add, _) in paths.leaving.items() if add == index), None)
+        return None if source is None else (index, self._taps.rows[source] + len(self._taps.rows))
 
-def _parts(sums: list[float]) -> dict[str, float | None] | None:
-    """Return the rms of the skip's and the branch's share of a state's gradient, and their cosine."""
-    n, dot, skip, total = sums
-    if not n:
-        return None
-    if not math.isfinite(total) or not math.isfinite(skip):
-        return None
-    branch = max(0.0, total - 2 * dot + skip)
-    size = math.sqrt(skip * branch)
-    cosine = (dot - skip) / size if size > 0 else None
-    return {"skip_rms": math.sqrt(skip / n), "branch_rms": math.sqrt(branch / n), "cosine": cosine}
+    def see(self, tensor: Tensor) -> None:
+        """Measure ``tensor``, and its gradient when that comes."""
+        taps = self._taps
+        try:
+            again = is_recomputing()
+            reading = taps.recomputed() if again else taps.current
+            if reading is None or not tensor.is_floating_point():
+                return
+            if not again:
+                if not self._has_path and reading.shown is not None and self._is_shown(reading, tensor):
+                    return
+                reading.sums.measure(self._row, tensor, self._flags)
+                if tensor.dtype in SHORT:
+                    reading.rounding.see(self._row, tensor)
+                reading.shown = (weakref.ref(tensor), version_of(tensor), self._row, self._flags)
+            node = tensor.grad_fn
+            if node is not None and not is_compiling():
+                # Half the price of a hook on the tensor, and the same gradient.
+                node.register_prehook(partial(self._see_node, reading, tensor.output_nr))
+            elif tensor.requires_grad:
+                handle = tensor.register_hook(partial(self._see_gradient, reading))  # type: ignore[no-untyped-call]
+                if tensor.is_leaf:
+                    taps.keep_leaf(handle)
+        except Exception as error:  # noqa: BLE001 - training goes on
+            taps.fail("forward", error)
+
+    def _is_shown(self, reading: Reading, tensor: Tensor) -> bool:
+        """Return whether this very tensor was measured at the point before (a dropout of 0 hands on what it is given)."""
+        assert reading.shown is not None
+        seen, version, row, flags = reading.shown
+        if seen() is not tensor or version != version_of(tensor) or flags != self._flags:
+            return False
+        n = len(self._taps.rows)
+        reading.copies += [(self._row, row), (self._back, n + row)]
+        if self._write is not None:
+            reading.writes[n + row] = self._write
+        if tensor.dtype in SHORT:
+            reading.rounding.see(self._row, tensor)
+        return True
+
+    def _see_gradient(self, reading: Reading, gradient: Tensor) -> None:
+        self._see_node(reading, 0, (gradient,))
+
+    def _see_node(self, reading: Reading, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        """Measure the gradient of one output of a node; the hook holds rows and buffers, never the activation."""
+        try:
+            gradient = gradients[output]
+            if gradient is None:
+                return
+            self._taps.flowing = reading
+            row = self._back
+            if row in reading.came_back:
+                reading.is_repeated = True
+            reading.came_back.add(row)
+            write = self._write or (reading.writes.get(row) if reading.writes else None)
+            if write is not None and reading.paths.is_held(write[0], gradient):
+                # An add hands one and the same gradient to both of its operands: it was measured at the sum.
+                reading.copies.append((row, write[1]))
+            elif self._arriving is not None:
+                reading.paths.arrive(self._arriving, gradient, reading.sums, row)
+            else:
+                reading.sums.measure(row, gradient)
+            if self._leaving is not None:
+                reading.paths.leave(self._leaving[0], gradient)
+        except Exception as error:  # noqa: BLE001 - training goes on
+            self._taps.fail("backward", error)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .anatomy import Anatomy
 from .errors import ProbeError, RecordingError
+from .host_copies import ScalarCopies
 from .log import MANIFEST, Log
 from .recording import Recording
 from .schema import MOST_TEXT, TABLES
 
-FLUSH_EVERY = 50  # steps whose loss is kept on the device before it is written
+FLUSH_EVERY = 50  # steps whose row is kept before it is written
 logger = logging.getLogger("rheoscope")
 
 
@@ -39,9 +38,10 @@ class Writer:
         self._folder, self._strict = folder, strict
         self._head, self._anatomy = dict(head), Anatomy()
         self._steps: list[dict[str, Any]] = []
-        self._losses: list[Tensor | None] = []
+        self._scalars: list[ScalarCopies] = []
+        self._groups: list[Sequence[Mapping[str, Any]]] = []
         self._events: list[dict[str, Any]] = []
-        self._is_writable = True
+        self._is_writable, self._is_ill = True, False
         if resume and (folder / MANIFEST).exists():
             self._continue(Recording.load(folder))
         try:
@@ -66,29 +66,47 @@ class Writer:
         self._head["not_measured"] = list(not_measured)
         self._save_head()
 
-    def rows(self, name: str, rows: Iterable[Mapping[str, Any]], step: int) -> None:
-        """Write rows of table ``name`` that belong to ``step``."""
-        self._append(name, [{**row, "step": step} for row in rows])
+    def columns(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Write columns of table ``name``; one that is not given is null."""
+        if not self._is_writable:
+            return
+        try:
+            self._log.append(name, columns)
+        except OSError as error:
+            self._stop(error)
 
     def event(self, step: int, kind: str, sentence: str) -> None:
         """Keep an event until the next flush."""
         self._events.append({"step": step, "kind": kind, "sentence": _text(sentence)})
 
-    def add_step(self, row: Mapping[str, Any], loss: Tensor | None) -> None:
-        """Keep a step, its loss on its device, until the next flush; it comes by itself every FLUSH_EVERY steps."""
+    def add_step(self, row: Mapping[str, Any], scalars: ScalarCopies, groups: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Keep a step until the next flush, which comes by itself every FLUSH_EVERY steps.
+
+        Args:
+            row: of table steps.
+            scalars: more of it, on their way to the host; "group 0" and so on are gradient norms of ``groups``.
+            groups: rows of table groups.
+        """
         self._steps.append(dict(row))
-        # Clone: a loop may scale its loss in place afterwards.
-        self._losses.append(None if loss is None else loss.detach().clone())
+        self._groups.append(groups)
+        self._scalars.append(scalars)
         if len(self._steps) >= FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Write the steps and events kept so far; the one place where losses are copied to the host."""
-        steps, losses, events = self._steps, self._losses, self._events
-        self._steps, self._losses, self._events = [], [], []
-        for row, value in zip(steps, _on_host(losses), strict=True):
-            row["loss"] = value
+        """Write the steps and events kept so far; the one place where the host waits for scalars."""
+        steps, scalars, groups = self._steps, self._scalars, self._groups
+        self._steps, self._scalars, self._groups = [], [], []
+        rows = []
+        for row, copies, mine in zip(steps, scalars, groups, strict=True):
+            row.update(copies.values())
+            if row.get("is_skipped") is not None:
+                row["is_skipped"] = row["is_skipped"] > 0
+            rows += [{**each, "step": row["step"], "gradient_norm": row.get(f"group {each['group']}")} for each in mine]
+            self._look_at(row)
+        events, self._events = self._events, []
         self._append("steps", steps)
+        self._append("groups", rows)
         self._append("events", events)
 
     def close(self) -> None:
@@ -102,13 +120,16 @@ class Writer:
             self._stop(error)
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not rows or not self._is_writable:
-            return
-        columns = {column: [row.get(column) for row in rows] for column in TABLES[name]}
-        try:
-            self._log.append(name, columns)
-        except OSError as error:
-            self._stop(error)
+        if rows:
+            self.columns(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
+
+    def _look_at(self, row: Mapping[str, Any]) -> None:
+        """Keep an event for the first loss that is not finite."""
+        loss = row.get("loss")
+        if not self._is_ill and loss is not None and not math.isfinite(loss):
+            self._is_ill = True
+            sentence = f"The loss of step {row['step']} is {loss}: every step after it trains on what is not finite."
+            self.event(row["step"], "nonfinite_loss", sentence)
 
     def _write_head(self) -> None:
         self._log.write_manifest({**self._head, "anatomy": self._anatomy.to_json()})
@@ -148,20 +169,6 @@ class Writer:
         }
         self._anatomy = before.anatomy
         self.event(self.first_step, "resumed", f"The recording was continued at step {self.first_step}.")
-
-
-def _on_host(losses: Sequence[Tensor | None]) -> list[float | None]:
-    """Return the values of scalars, with one copy a device."""
-    values: list[float | None] = [None] * len(losses)
-    devices = {loss.device for loss in losses if loss is not None}
-    for device in devices:
-        found = [(i, loss) for i, loss in enumerate(losses) if loss is not None and loss.device == device]
-        on_host = torch.stack(
-            [loss.reshape(()).to(torch.float32 if device.type == "mps" else torch.float64) for _, loss in found]
-        )
-        for (index, _), value in zip(found, on_host.tolist(), strict=True):
-            values[index] = value
-    return values
 
 
 def _text(sentence: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rheoscope.probes.anatomy import Point
@@ -115,7 +116,7 @@ def captured(model: nn.Module, batch: Batch, entries: list[Entry]) -> dict[int, 
             if form_of(tensor) == item.form:
                 seen[id(item)] = _taken(tensor, item)
 
-    hooks = Hooked(model, wanted, see)
+    hooks = Hooked(model, wanted, lambda point: partial(see, point))
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             call(model, batch)

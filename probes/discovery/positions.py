@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,7 +163,7 @@ def _seen(model: nn.Module, batch: Batch, points: list[Point | None]) -> dict[Po
     def see(point: Point, tensor: Tensor) -> None:
         seen[point] = tensor.detach().to("cpu", torch.float64)
 
-    hooks = Hooked(model, [point for point in points if point is not None], see)
+    hooks = Hooked(model, [point for point in points if point is not None], lambda point: partial(see, point))
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             call(model, batch)

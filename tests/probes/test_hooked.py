@@ -44,7 +44,7 @@ def test_calls_positions_and_keywords_are_told_apart() -> None:
         Point("", "output", ("all", 0), 0),
     ]
     seen: dict[Point, float] = {}
-    hooks = Hooked(model, points, lambda point, tensor: seen.update({point: float(tensor)}))
+    hooks = Hooked(model, points, lambda point: lambda tensor: seen.update({point: float(tensor)}))
     for _ in range(2):
         hooks.restart()
         model(torch.tensor(1.0))
@@ -67,7 +67,7 @@ def test_a_point_that_the_model_does_not_have_is_refused_and_nothing_is_hooked()
 def test_a_duplicate_of_a_hooked_model_runs_without_its_hooks(duplicate: object) -> None:
     model = NanoGPT()
     seen: list[Point] = []
-    hooks = Hooked(model, [Point("head", "input", (0,))], lambda point, tensor: seen.append(point))
+    hooks = Hooked(model, [Point("head", "input", (0,))], lambda point: lambda tensor: seen.append(point))
 
     other = duplicate(model)
     result = other(ids())

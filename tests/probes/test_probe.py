@@ -13,7 +13,6 @@ import oracles
 import pytest
 import torch
 from oracles import ORACLES, NanoGPT, Plain, batch_of, loss_of, rms
-from rheoscope.probes import probe as probe_module
 from rheoscope.probes.errors import BatchError, DiscoveryError
 from rheoscope.probes.hooked import Hook
 from rheoscope.probes.recorder import Probe, attach
@@ -400,25 +399,27 @@ def test_a_step_without_optimizer_step_is_named(tmp_path: Path) -> None:
 
 
 def test_a_fault_in_one_part_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: object, readings: object) -> list[dict[str, object]]:
+    def fail(self: object, numbers: object) -> dict[str, object]:
         raise ZeroDivisionError("a bug of ours")
 
-    monkeypatch.setattr(probe_module.Taps, "path_rows", fail)
+    monkeypatch.setattr("rheoscope.probes.columns.ActivationColumns.paths_of", fail)
     probe = tiny_training(NanoGPT(), tmp_path / "run", n_steps=60)
 
     recording = probe.recording
     assert recording.table("steps")["loss"].notna().sum() == 60
-    assert len(recording.table("activations")) > 0
-    assert recording.table("events")["sentence"].str.contains("ZeroDivisionError in the probe's step").all()
+    assert recording.table("activations")["step"].nunique() == 60
+    assert recording.table("parameters")["step"].nunique() == 60
+    assert recording.table("gradient_paths").empty
+    assert recording.table("events")["sentence"].str.startswith("ZeroDivisionError in the probe's").all()
 
 
 def test_faults_in_hooks_do_not_reach_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(tensor: Tensor) -> Tensor:
+    def fail(self: object, row: int, tensor: Tensor, flags: int = 0) -> None:
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr("rheoscope.probes.taps.power_sums", fail)
+    monkeypatch.setattr("rheoscope.probes.statistics.Sheet.measure", fail)
     probe = tiny_training(NanoGPT(), tmp_path / "run", n_steps=3)
 
     assert len(probe.recording.table("steps")) == 3

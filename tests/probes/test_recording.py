@@ -135,7 +135,7 @@ ANATOMY = {"stacks": [], "problems": [], "gains": [], "norm_biases": [], "vocabu
     ("content", "sentence"),
     [
         ("", "Expected JSON"),
-        ('{"format": 1, "anat', "Expected JSON"),
+        ('{"format": 2, "anat', "Expected JSON"),
         ("\x00\x01garbage", "Expected JSON"),
         (DEEP, "Expected JSON"),
         ("[]", f"Expected recording format {FORMAT}, got 'list'"),

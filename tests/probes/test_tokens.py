@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def mean_angle(state: Tensor, before: Tensor, mask: Tensor | None = None) -> flo
 
 def measured(model: nn.Module, mask: Tensor | None = None) -> list[dict[str, Any]]:
     taps = TokenTaps(rs.discover(model, batch_of(model)))
-    hooked = Hooked(model, taps.points, taps.see)
+    hooked = Hooked(model, taps.points, lambda point: partial(taps.see, point))
     taps.begin(0, mask)
     model(**batch_of(model))
     taps.end()
@@ -147,7 +148,7 @@ def test_no_state_outlives_its_use() -> None:
     taps = TokenTaps(rs.discover(model, batch_of(model)))
     kept: list[weakref.ref[Tensor]] = []
     model.norm.register_forward_pre_hook(lambda m, args: kept.append(weakref.ref(args[0])))
-    hooked = Hooked(model, taps.points, taps.see)
+    hooked = Hooked(model, taps.points, lambda point: partial(taps.see, point))
     taps.begin(0)
     loss = model(**batch_of(model))
     taps.end()
@@ -162,7 +163,7 @@ def test_no_state_outlives_its_use() -> None:
 def test_a_forward_that_failed_is_forgotten() -> None:
     model = NanoGPT()
     taps = TokenTaps(rs.discover(model, batch_of(model)))
-    hooked = Hooked(model, taps.points, taps.see)
+    hooked = Hooked(model, taps.points, lambda point: partial(taps.see, point))
     taps.begin(0)
     model(**batch_of(model))
     taps.end(failed=True)

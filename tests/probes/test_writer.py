@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ import pytest
 import torch
 from oracles import NanoGPT, batch_of, loss_of
 from rheoscope.probes.errors import ProbeError
+from rheoscope.probes.host_copies import ScalarCopies
 from rheoscope.probes.log import Log
 from rheoscope.probes.recorder import Probe, attach
 from rheoscope.probes.recording import Recording
+from rheoscope.probes.schema import FORMAT
 from rheoscope.probes.writer import FLUSH_EVERY, Writer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -38,7 +41,8 @@ def train(folder: Path, n_steps: int, *, resume: bool = False, strict: bool = Fa
 
 
 def fill_after(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """Make the disk full after ``n`` appends."""
+    """Write every step at once, five appends each, and make the disk full after ``n`` appends."""
+    monkeypatch.setattr("rheoscope.probes.pending.MOST_STEPS", 1)
     append, count = Log.append, iter(range(10**9))
 
     def limited(self: Log, name: str, columns: object) -> None:
@@ -105,10 +109,10 @@ def test_a_manifest_that_cannot_be_replaced_keeps_the_old_one(tmp_path: Path, mo
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
+    """A file system of 128 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "rheoscope-test", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "rheoscope-test", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk takes root")
     yield folder
@@ -134,10 +138,10 @@ def test_a_disk_that_is_really_full_leaves_a_readable_recording(
 
 
 def test_steps_are_written_at_the_latest_every_so_many(tmp_path: Path) -> None:
-    writer = Writer(tmp_path, {"format": 1, "label": ""}, resume=False, strict=True)
+    writer = Writer(tmp_path, {"format": FORMAT, "label": ""}, resume=False, strict=True)
 
     for step in range(FLUSH_EVERY + 3):
-        writer.add_step({"step": step}, torch.tensor(float(step)))
+        writer.add_step({"step": step}, ScalarCopies({"loss": torch.tensor(float(step))}))
 
     assert writer.recording.table("steps")["loss"].tolist() == list(range(FLUSH_EVERY))
     writer.close()
@@ -145,11 +149,27 @@ def test_steps_are_written_at_the_latest_every_so_many(tmp_path: Path) -> None:
 
 
 def test_a_step_without_a_loss_has_none(tmp_path: Path) -> None:
-    writer = Writer(tmp_path, {"format": 1, "label": ""}, resume=False, strict=True)
+    writer = Writer(tmp_path, {"format": FORMAT, "label": ""}, resume=False, strict=True)
     for loss in (torch.tensor(1.0, dtype=torch.bfloat16), None, torch.tensor([[2.0]]), torch.tensor(float("nan"))):
-        writer.add_step({"step": 0}, loss)
+        writer.add_step({"step": 0}, ScalarCopies({"loss": loss}))
     writer.close()
 
     stored = [v for b in writer.recording._batches("steps", ["loss"]) for v in b.column("loss").to_pylist()]
     assert stored[:3] == [1.0, None, 2.0]
     assert stored[3] != stored[3], "a loss that is NaN is NaN, not absent"
+
+
+def test_the_first_loss_that_is_not_finite_is_an_event_when_it_is_written(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, {"format": FORMAT, "label": ""}, resume=False, strict=True)
+    for step, loss in enumerate((1.0, 2.0, math.inf, 1.0, math.nan)):
+        writer.add_step({"step": step}, ScalarCopies({"loss": torch.tensor(loss)}))
+
+    events = writer.recording.table("events")
+    assert events.empty, "nothing is read before a flush"
+    writer.flush()
+
+    events = writer.recording.table("events")
+    assert events["kind"].tolist() == ["nonfinite_loss"]
+    assert events["step"].tolist() == [2]
+    assert events["sentence"][0].startswith("The loss of step 2 is inf")
+    writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ def states(made: Specimen, anatomy: Anatomy) -> dict[Point, Tensor]:
     def see(point: Point, tensor: Tensor) -> None:
         seen[point] = tensor.detach().clone()
 
-    hooks = Hooked(made.model, [point for point in points if point is not None], see)
+    hooks = Hooked(made.model, [point for point in points if point is not None], lambda point: partial(see, point))
     try:
         with torch.no_grad():
             made.model(**made.batch)

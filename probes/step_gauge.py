@@ -1,0 +1,103 @@
+"""Gather what one optimizer step is besides its tensors: scales, clipping, skipping, groups, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .clipping import ClipWatch
+from .parameters import ParameterNumbers
+from .scalars import on_host
+
+STATM = Path("/proc/self/statm")  # pages: size, resident, ...
+PAGE = resource.getpagesize()
+
+
+class StepGauge:
+    """Reads the numbers of one step after the other; what is on a device stays there.
+
+    Attributes:
+        n_updates: optimizer steps since the last ``restart``.
+        scale: loss scale in force at the step's first forward; None without a scaler.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None, scaler: Any) -> None:
+        """Start to watch clipping."""
+        self.n_updates = 0
+        self.scale: Tensor | None = None
+        self._optimizer = optimizer
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._skipped: Tensor | None = None
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._clips = ClipWatch(model)
+
+    def forward_begins(self) -> None:
+        """Keep the loss scale: it is updated between the backward and the end of the step."""
+        if self._scaler is None or self.scale is not None:
+            return
+        held = self._scaler._scale
+        # Before its first use a scaler has made no tensor yet.
+        self.scale = held.detach().clone() if held is not None else torch.tensor(float(self._scaler._init_scale))
+
+    def updated(self) -> None:
+        """Count one optimizer step; a fused one is told inside it whether to skip."""
+        self.n_updates += 1
+        found = getattr(self._optimizer, "found_inf", None)
+        if isinstance(found, Tensor):
+            self._skipped = found.detach().clone()
+
+    def skipped(self, *, had_forward: bool) -> Tensor | None:
+        """Return 1 where the scaler left out the step, 0 where not, None without a scaler."""
+        if self._scaler is None or not (had_forward or self.n_updates):
+            return None
+        if self._skipped is not None:
+            return self._skipped
+        return torch.tensor(0.0 if self.n_updates else 1.0)
+
+    def scalars(self, parameters: ParameterNumbers | None, *, had_forward: bool) -> dict[str, Tensor | None]:
+        """Return the step's scalars on their devices; those of groups are named after their index."""
+        unclipped, coefficient = self._clips.take()
+        found = {
+            "gradient_norm": None if parameters is None else parameters.gradient_norm,
+            "unclipped_gradient_norm": unclipped,
+            "clip_coefficient": coefficient,
+            "loss_scale": self.scale,
+            "is_skipped": self.skipped(had_forward=had_forward),
+        }
+        groups = self._optimizer.param_groups if parameters is not None and self._optimizer is not None else []
+        if len(groups) == 1:
+            return found | {"group 0": found["gradient_norm"]}
+        return found | {
+            f"group {i}": parameters.norm_of(group["params"]) for i, group in enumerate(groups) if parameters
+        }
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return one row a parameter group of the optimizer."""
+        groups = self._optimizer.param_groups if self._optimizer is not None else []
+        return [
+            {"group": index, "lr": on_host(group.get("lr")), "weight_decay": on_host(group.get("weight_decay"))}
+            for index, group in enumerate(groups)
+        ]
+
+    def memory(self) -> int:
+        """Return the most bytes allocated on a CUDA device so far, or those that the process keeps resident."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        if STATM.exists():
+            return int(STATM.read_text().split()[1]) * PAGE
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest if sys.platform == "darwin" else largest * 1024
+
+    def restart(self) -> None:
+        """Begin the next step."""
+        self.n_updates, self.scale, self._skipped = 0, None, None
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._clips.close()
