@@ -89,6 +89,28 @@ class Tables:
         """Return step, place, rms of the loss's gradient with respect to every state."""
         return self.sites("state", "backward")
 
+    def attention(self) -> pd.DataFrame:
+        """Return step, place, head, logit_max (the largest), logit_std, entropy_ratio, sink_share: micro-batches joined.
+
+        Only calls that are known to belong to a branch; its calls within one forward are joined as well.
+        """
+        rows = self.recording.table("attention")
+        joined = rows[rows["depth"] >= 0].groupby(["step", *PLACE, "head"], as_index=False, sort=True)
+        means = {name: (name, "mean") for name in ("logit_std", "entropy_ratio", "sink_share")}
+        return joined.agg(logit_max=("logit_max", "max"), **means)
+
+    def tokens(self) -> pd.DataFrame:
+        """Return step, place, cosine, angular_distance of every state, the micro-batches averaged."""
+        rows = self.recording.table("tokens")
+        values = ["cosine", "angular_distance"]
+        return rows.groupby(["step", *PLACE], as_index=False, sort=True)[values].mean()
+
+    def experts(self) -> pd.DataFrame:
+        """Return step, place, expert, load, entropy_ratio, dropped_share, micro-batches and calls averaged."""
+        rows = self.recording.table("experts")
+        values = ["load", "entropy_ratio", "dropped_share"]
+        return rows[rows["depth"] >= 0].groupby(["step", *PLACE, "expert"], as_index=False, sort=True)[values].mean()
+
     def paths(self) -> pd.DataFrame:
         """Return step, place, skip_gain, skip_rms, branch_rms, cosine, the micro-batches averaged."""
         values = ["skip_gain", "skip_rms", "branch_rms", "cosine"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import bias_terms, biases, gradient_flow, placements, profiles, residual_stream, steps, updates
+from . import attention, bias_terms, biases, gradient_flow, placements, profiles, residual_stream, steps, updates
 from .chart import ComparisonChart, RunChart
 
 RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
@@ -28,6 +28,19 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
         "Biases",
         "What the bias terms contribute to the writes, and what part of the gradient goes into them.",
         (biases.bias_share, biases.bias_gradient_share),
+    ),
+    (
+        "attention",
+        "Attention and tokens",
+        "How sharp each block's attention is, and whether tokens stay apart from each other on the way up.",
+        (
+            attention.largest_logits,
+            attention.sharpest_heads,
+            attention.sinks,
+            attention.token_similarity,
+            attention.angular_distance,
+            attention.expert_loads,
+        ),
     ),
     ("updates", "Updates", "How far the optimizer moves each block.", (updates.update_ratio,)),
     ("the-run-itself", "The run", "", (steps.loss_and_norms,)),
