@@ -19,6 +19,7 @@ from .manifest import manifest
 from .parameters import ParameterTaps
 from .pending import Pending
 from .recording import Recording
+from .relations import RelationTaps
 from .schema import TABLES
 from .skip_path import skip_path
 from .taps import Taps
@@ -61,13 +62,19 @@ def examine(
         torch.manual_seed(seed)
         for parameter in model.parameters():
             parameter.grad = None
-        taps, parameters = Taps(model, anatomy, _fail), ParameterTaps(model, anatomy, None)
+        taps, parameters = (
+            Taps(model, anatomy, _fail, RelationTaps(model, anatomy, _run)),
+            ParameterTaps(model, anatomy, None),
+        )
         loss = _forward_backward(model, batch, loss_fn, taps)
         parameters.read_alone()
         pending = Pending(anatomy, taps.layout, parameters)
         numbers = parameters.take()
         pending.add(0, taps.take(), numbers)
         pending.write(log.append)
+        if taps.relations is not None:
+            taps.relations.take(0)
+            taps.relations.write(log.append)
         skips = skip_path(model, batch, anatomy, lambda output: _loss_of(output, batch, loss_fn))
         identities = [*_ledger(anatomy), *skips, *amplification(model, batch, anatomy, seed=seed)]
     norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
@@ -80,6 +87,10 @@ def examine(
     return Recording(head, anatomy, log.memory())
 
 
+def _run(where: str, action: Callable[[], None]) -> None:  # noqa: ARG001
+    action()
+
+
 def _fail(where: str, error: Exception) -> None:  # noqa: ARG001
     raise error
 
@@ -87,7 +98,7 @@ def _fail(where: str, error: Exception) -> None:  # noqa: ARG001
 def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, taps: Taps) -> float:
     taps.attach()
     try:
-        taps.begin()
+        taps.begin(*arguments(batch))
         with torch.enable_grad():
             output = call(model, batch)
             taps.end()

@@ -22,6 +22,7 @@ from .host_copies import ScalarCopies
 from .parameters import ParameterNumbers, ParameterTaps
 from .pending import Pending
 from .recording import Recording
+from .relations import RelationTaps
 from .scalars import count_of, loss_of, name_of
 from .schedule import Sampler
 from .step_gauge import StepGauge
@@ -44,6 +45,7 @@ class Probe:
         scaler: Any,
         anatomy: Anatomy | None,
         strict: bool,
+        attention: bool,
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = model, optimizer
@@ -53,6 +55,7 @@ class Probe:
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
         self._pending: Pending | None = None
+        self._sees_attention = attention
         self._step = writer.first_step
         self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
         self._n_measured: int | None = None
@@ -152,7 +155,7 @@ class Probe:
         if self._taps is None or not self._is_sampled():
             return
         self._taps.attach()
-        if not self._taps.begin() and self._n_steps == 0:
+        if not self._taps.begin(args, kwargs) and self._n_steps == 0:
             self._faults.say(
                 "never_stepped",
                 f"Expected probe.step(loss) after every optimizer.step(), got {MOST_READINGS} forwards without one: "
@@ -165,10 +168,9 @@ class Probe:
             self._taps.end(failed=output is None and sys.exc_info()[0] is not None)
 
     def _know(self, anatomy: Anatomy) -> None:
-        self._taps, self._parameters = (
-            Taps(self.model, anatomy, self._faults.fail),
-            ParameterTaps(self.model, anatomy, self.optimizer),
-        )
+        relations = RelationTaps(self.model, anatomy, self._faults.measure) if self._sees_attention else None
+        self._taps = Taps(self.model, anatomy, self._faults.fail, relations)
+        self._parameters = ParameterTaps(self.model, anatomy, self.optimizer)
         self._pending = Pending(anatomy, self._taps.layout, self._parameters)
         self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
 
@@ -274,12 +276,16 @@ class Probe:
         assert self._pending is not None
         self._pending.add(self._step, readings, parameters, self._gauge.scale)
         self._taps.give_back(readings)
+        if self._taps.relations is not None:
+            self._taps.relations.take(self._step)
 
     def _flush(self) -> None:
         """Write everything held."""
         try:
             if self._pending is not None:
                 self._pending.write(self._writer.columns)
+            if self._taps is not None and self._taps.relations is not None:
+                self._taps.relations.write(self._writer.columns)
         finally:
             self._writer.flush()
 

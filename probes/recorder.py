@@ -32,6 +32,7 @@ def attach(
     resume: bool = False,
     strict: bool = False,
     label: str = "",
+    attention: bool = True,
 ) -> Probe:
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
@@ -50,6 +51,7 @@ def attach(
         resume: continue the recording in ``folder``.
         strict: raise instead of logging when the probe itself fails.
         label: a name for the run.
+        attention: whether attention per head, likeness of tokens and routing to experts are measured too.
 
     Returns:
         The probe: a context manager with ``step`` and ``recording``.
@@ -75,6 +77,7 @@ def attach(
         scaler=scaler,
         anatomy=anatomy,
         strict=strict,
+        attention=attention,
     )
 
 

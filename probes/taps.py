@@ -6,7 +6,7 @@ Gradients come from tensor hooks on the tapped tensors, never from full backward
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from .biases import BiasTaps
 from .hooked import Hooked, is_recomputing
 from .kernels import WANTS_CHANNELS, WANTS_ROW_MEANS
 from .paths import Paths, PathSums
+from .relations import RelationTaps
 from .rounding import SHORT, Rounding, version_of
 from .sites import Layout, layout
 from .statistics import Sheet
@@ -61,12 +62,13 @@ class Taps:
     ``fail(where, error)`` is told of every error of ours; it must not raise unless training is to stop.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, fail: Fail) -> None:
-        """Lay out the measurements; nothing is hooked yet."""
+    def __init__(self, model: nn.Module, anatomy: Anatomy, fail: Fail, relations: RelationTaps | None = None) -> None:
+        """Lay out the measurements; nothing is hooked yet. ``relations`` look at the same forwards."""
         self.anatomy = anatomy
         self.layout: Layout = layout(anatomy)
         self.readings: list[Reading] = []
         self.fail = fail
+        self.relations = relations
         self.rows = {point: row for row, point in enumerate(self.layout.points)}
         self.current: Reading | None = None  # where the forward that runs is measured
         self.flowing: Reading | None = None  # whose gradient came last: what checkpointing recomputes belongs to it
@@ -92,11 +94,13 @@ class Taps:
         if self._hooked is not None:
             self._hooked.remove()
             self._hooked = None
+            if self.relations is not None:
+                self.relations.detach()
         self.current = None
         self._release()
 
-    def begin(self) -> bool:
-        """Start a micro-batch: the next forward is measured into a new reading; return whether there is room."""
+    def begin(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+        """Start a micro-batch: the forward with these arguments gets a new reading; return whether there is room."""
         self.flowing = None
         if self._hooked is None or len(self.readings) >= MOST_READINGS:
             return False
@@ -104,10 +108,14 @@ class Taps:
         self.readings.append(self.current)
         self._biases.read(self.current.biases)
         self._hooked.restart()
+        if self.relations is not None:
+            self.relations.begin(args, dict(kwargs or {}), len(self.readings) - 1)
         return True
 
     def end(self, *, failed: bool = False) -> None:
         """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten."""
+        if self.relations is not None:
+            self.relations.end(failed=failed)
         if failed and self.current is not None:
             self.give_back([self.readings.pop()])
         self.current = None

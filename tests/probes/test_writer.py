@@ -29,7 +29,8 @@ def train(folder: Path, n_steps: int, *, resume: bool = False, strict: bool = Fa
     model = NanoGPT(n_blocks=1).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
-    with attach(model, optimizer, every=1, folder=folder, resume=resume, strict=strict) as probe:
+    options = {"resume": resume, "strict": strict, "attention": False}
+    with attach(model, optimizer, every=1, folder=folder, **options) as probe:
         for _ in range(n_steps):
             loss = loss_of(model, batch_of(model))
             loss.backward()

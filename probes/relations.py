@@ -1,0 +1,75 @@
+"""Measure what holds between tokens: who attends to whom, how alike they are, which expert they are sent to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, Point
+from .function_taps import FunctionTaps, Guard
+from .hooked import Hooked, is_recomputing
+from .schema import TABLES
+from .tokens import TokenTaps
+
+MASK = "attention_mask"  # the field's own keyword: (batch, token), 0 where a token is padding
+
+
+class RelationTaps:
+    """The tables attention, tokens and experts of one probe; silent outside the sampled steps.
+
+    ``guard(where, action)`` runs every measurement; it must not let an exception out unless training is to stop.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, guard: Guard) -> None:
+        """Prepare; nothing is hooked yet."""
+        self._functions = FunctionTaps(model, anatomy, guard)
+        self._tokens = TokenTaps(anatomy)
+        self._model, self._guard = model, guard
+        self._hooked: Hooked | None = None
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], micro_step: int) -> None:
+        """Look at the forward that begins with these arguments."""
+        if self._hooked is None:
+            self._hooked = Hooked(self._model, self._tokens.points, self._view)
+            self._functions.attach()
+        self._hooked.restart()
+        mask = kwargs.get(MASK)
+        self._tokens.begin(micro_step, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+        self._functions.begin(args, kwargs)
+
+    def end(self, *, failed: bool = False) -> None:
+        """Look no longer; a forward that failed is forgotten."""
+        self._functions.end(failed=failed)
+        self._tokens.end(failed=failed)
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        self._functions.detach()
+        if self._hooked is not None:
+            self._hooked.remove()
+            self._hooked = None
+
+    def take(self, step: int) -> None:
+        """Copy what a step gave to the host, and hold it."""
+        for name, rows in (self._functions.take() | {"tokens": self._tokens.rows()}).items():
+            self._rows.setdefault(name, []).extend({**row, "step": step} for row in rows)
+
+    def write(self, append: Callable[[str, dict[str, Any]], None]) -> None:
+        """Hand everything held to ``append(table, columns)`` and forget it."""
+        held, self._rows = self._rows, {}
+        for name, rows in held.items():
+            if rows:
+                append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
+
+    def _view(self, point: Point) -> Callable[[Tensor], None]:
+        see = partial(self._tokens.see, point)
+
+        def look(tensor: Tensor) -> None:
+            if not is_recomputing():
+                self._guard("tokens", lambda: see(tensor))
+
+        return look
