@@ -5,11 +5,13 @@ VENV ?= .venv
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
+# Without setuptools' warning that an editable install is one.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 SOURCES := $(shell find facade probes diagnostics reports lab -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js' 2>/dev/null)
 # The editable install links file by file: it is renewed when the set of files changes, not when their text does.
 FILES := $(VENV)/.files-$(shell printf '%s\n' $(SOURCES) | sort | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format bench install clean
+.PHONY: demo test check format bench install zoo clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +31,10 @@ check: $(VENV)/.dev $(FILES) ## lint, format check, types
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md
 
+zoo: $(VENV)/.dev $(FILES) ## discover every model type of transformers, write docs/zoo.md (resumable; timm is optional)
+	-$(BIN)/python -m pip install --quiet --no-deps timm
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m zoo
+
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -37,20 +43,20 @@ install: $(VENV)/.dev $(FILES) ## make the environment for development
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(INSTALL) --upgrade pip setuptools wheel
+	$(INSTALL) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf]'
-	@touch $@
+	$(INSTALL) -c constraints.txt -e '.[hf]'
+	@rm -f $(VENV)/.files-* && touch $(FILES) $@
 
 $(VENV)/.dev: $(VENV)/.torch setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,dev]'
-	@touch $@
+	$(INSTALL) -c constraints.txt -e '.[hf,dev]'
+	@rm -f $(VENV)/.files-* && touch $(FILES) $@
 
 $(VENV)/.files-%: $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/.files-*
 	@touch $@
 

@@ -146,11 +146,12 @@ def _upward(start: Start) -> tuple[list[np.ndarray], list[_Add]]:
 
 def _downward(start: Start, adds: list[_Add]) -> tuple[list[float], list[float]]:
     gradient = np.eye(start.n_tokens)
+    skipped = np.ones(start.n_tokens)  # the energy of each token's gradient that kept to the skips
     sizes, transmissions = [1.0], [1.0]
     for add in reversed(adds):
-        before = np.diag(gradient).mean()
         gradient = gradient / _outer(add.sum) if start.placement == "post" else gradient
-        transmissions.append(transmissions[-1] * float(np.sqrt(np.diag(gradient).mean() / before)))
+        skipped = skipped / add.sum if start.placement == "post" else skipped
+        transmissions.append(float(np.sqrt(skipped.mean())))
         arriving = gradient / _outer(add.branch) if start.placement in ("double", "reordered") else gradient
         back = _attention_back(start, arriving, add) if add.weights else _mlp_back(start, arriving, add)
         gradient = gradient + (back / _outer(add.energy) if start.placement in ("pre", "double") else back)

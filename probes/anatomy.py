@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import RecordingError
+from .branch_anatomy import AttentionAnatomy, HiddenAnatomy, Projection
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEDGER_TOLERANCE = 1e-5  # float32 sums of two terms close to about 1e-7; 1e-5 leaves room for fused kernels.
-MOST_TEXT = 10_000  # characters of a name read from a file
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,15 @@ class Branch:
         terms: where the addends of a parallel block's write are seen.
         inputs: where the normed inputs of the branch are seen.
         ledger_error: relative error of ``sum = scale * skip + write``, None where it could not be checked.
+        seen: where the tensors are seen that the write is made of, where no hook sees it as it is added: before a
+            constant factor, before a dropout that only training applies, or as terms of a sum.
+        factors: the constant factor of each of ``seen``; None where it differs between elements.
+        write_dropout: probability of the dropout between ``seen`` and the add, 0 without one.
+        is_gated_skip: whether the skip operand is multiplied by something that depends on the batch (GRU gates,
+            interpolation): ``scale`` is then not one number.
+        projections: the matrices of the branch, in order of their use.
+        attention: heads and logits of an attention branch.
+        hidden: width, gate and activation of a feed-forward branch.
     """
 
     stack: int
@@ -86,6 +94,13 @@ class Branch:
     terms: tuple[Point, ...] = ()
     inputs: tuple[Point, ...] = ()
     ledger_error: float | None = None
+    seen: tuple[Point, ...] = ()
+    factors: tuple[float | None, ...] = ()
+    write_dropout: float = 0.0
+    is_gated_skip: bool = False
+    projections: tuple[Projection, ...] = ()
+    attention: AttentionAnatomy | None = None
+    hidden: HiddenAnatomy | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,10 @@ class Stack:
         start: where state 0 is seen.
         start_parameters: parameters that state 0 is made from and no branch uses (the embeddings).
         width: size of the stream's last axis.
+        n_streams: how many parallel streams the stack carries (hyper-connections); 1 for all others.
+        mixing: how parallel streams are mixed, in words; "" for a single stream.
+        is_causal: whether a position never depends on later ones, found by changing later tokens; None where the
+            batch has no tokens to change or the test does not settle it.
     """
 
     index: int
@@ -105,6 +124,9 @@ class Stack:
     start: Point | None = None
     start_parameters: tuple[str, ...] = ()
     width: int = 0
+    n_streams: int = 1
+    mixing: str = ""
+    is_causal: bool | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -127,6 +149,12 @@ class Anatomy:
         gains: names of the norms' gain parameters.
         norm_biases: names of the norms' bias parameters.
         vocabulary: size of the model's largest output axis, 0 when it is not larger than the stream's width.
+        notes: what is certain but worth knowing, in sentences; they do not put the anatomy in doubt.
+        ties_embeddings: whether the output projection is the token embedding; None without either.
+        positions: how positions enter: learned, sinusoidal, rotary, alibi, relative, none or unknown.
+        is_shift_invariant: whether attention really depends on relative position alone (shift test); None where it
+            could not be tested.
+        dropout: the dropout probabilities in the model's forward, in ascending order, without repetition.
     """
 
     stacks: tuple[Stack, ...] = ()
@@ -134,6 +162,11 @@ class Anatomy:
     gains: tuple[str, ...] = ()
     norm_biases: tuple[str, ...] = ()
     vocabulary: int = 0
+    notes: tuple[str, ...] = ()
+    ties_embeddings: bool | None = None
+    positions: str = "unknown"
+    is_shift_invariant: bool | None = None
+    dropout: tuple[float, ...] = ()
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -194,10 +227,11 @@ class Anatomy:
         """Return one row a branch, without the hook points."""
         import pandas as pd
 
-        hidden = {"state", "sum", "write", "output", "terms", "inputs", "parameters"}
+        hidden = {"state", "sum", "write", "output", "terms", "inputs", "parameters", "seen", "factors"}
+        hidden |= {"projections", "attention", "hidden"}
         names = [field.name for field in fields(Branch) if field.name not in hidden]
-        rows = [{name: getattr(branch, name) for name in names} for branch in self.branches]
-        return pd.DataFrame(rows, columns=names)
+        rows = [{name: getattr(branch, name) for name in names} | _details(branch) for branch in self.branches]
+        return pd.DataFrame(rows, columns=[*names, *_DETAILS])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that ``json`` can write and ``from_json`` reads back."""
@@ -210,71 +244,25 @@ class Anatomy:
         Raises:
             RecordingError: the value does not have the shape of an anatomy.
         """
-        try:
-            return cls(
-                stacks=tuple(_stack(stack) for stack in value["stacks"]),
-                problems=_names(value["problems"]),
-                gains=_names(value["gains"]),
-                norm_biases=_names(value["norm_biases"]),
-                vocabulary=int(value["vocabulary"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RecordingError(
-                f"Expected an anatomy as Rheoscope writes it, got one that does not fit ({error!r:.200}). "
-                "Record the run again, or read it with the version that wrote it."
-            ) from error
+        from .anatomy_reading import anatomy_from
+
+        return anatomy_from(value)
+
+
+_DETAILS = ("n_heads", "n_key_value_heads", "head_size", "qk_norm", "soft_cap", "d_ff", "is_gated", "activation")
+
+
+def _details(branch: Branch) -> dict[str, Any]:
+    attention, hidden = branch.attention, branch.hidden
+    found: dict[str, Any] = dict.fromkeys(_DETAILS)
+    if attention is not None:
+        found |= {name: getattr(attention, name) for name in _DETAILS[:5]}
+    if hidden is not None:
+        found |= {"d_ff": hidden.width, "is_gated": hidden.is_gated, "activation": hidden.activation}
+    return found
 
 
 def shared(values: Any, empty: str) -> str:
     """Return the one value that all share, ``mixed`` if they differ, ``empty`` if there is none."""
     found = list(dict.fromkeys(values))
     return empty if not found else found[0] if len(found) == 1 else "mixed"
-
-
-def _stack(value: Mapping[str, Any]) -> Stack:
-    return Stack(
-        index=int(value["index"]),
-        branches=tuple(_branch(branch) for branch in value["branches"]),
-        start=_point(value["start"]),
-        start_parameters=_names(value["start_parameters"]),
-        width=int(value["width"]),
-    )
-
-
-def _branch(value: Mapping[str, Any]) -> Branch:
-    error = value["ledger_error"]
-    plain: dict[str, Any] = {name: int(value[name]) for name in ("stack", "block", "depth")}
-    plain |= {name: _name(value[name]) for name in ("kind", "placement", "norm_kind", "module_path")}
-    plain |= {name: _names(value[name]) for name in ("parameters", "input_norms", "output_norms", "skip_norms")}
-    plain |= {name: _point(value[name]) for name in ("state", "sum", "write", "output")}
-    return Branch(
-        **plain,
-        is_parallel=bool(value["is_parallel"]),
-        scale=float(value["scale"]),
-        output_bias=None if value["output_bias"] is None else _name(value["output_bias"]),
-        terms=_points(value["terms"]),
-        inputs=_points(value["inputs"]),
-        ledger_error=None if error is None else float(error),
-    )
-
-
-def _point(value: Mapping[str, Any] | None) -> Point | None:
-    if value is None:
-        return None
-    side: Literal["input", "output"] = "input" if value["side"] == "input" else "output"
-    position = tuple(item if isinstance(item, int) else _name(item) for item in value["position"])
-    return Point(_name(value["module_path"]), side, position, int(value["call"]))
-
-
-def _points(values: Any) -> tuple[Point, ...]:
-    return tuple(point for value in values if (point := _point(value)) is not None)
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MOST_TEXT:
-        raise ValueError(f"a name of at most {MOST_TEXT} characters, got {value!r:.80}")
-    return value
-
-
-def _names(values: Any) -> tuple[str, ...]:
-    return tuple(_name(value) for value in values)

@@ -20,6 +20,7 @@ from .parameters import ParameterTaps
 from .pending import Pending
 from .recording import Recording
 from .schema import TABLES
+from .skip_path import skip_path
 from .taps import Taps
 from .untouched import untouched
 
@@ -67,7 +68,8 @@ def examine(
         numbers = parameters.take()
         pending.add(0, taps.take(), numbers)
         pending.write(log.append)
-        identities = [*_ledger(anatomy), *amplification(model, batch, anatomy, seed=seed)]
+        skips = skip_path(model, batch, anatomy, lambda output: _loss_of(output, batch, loss_fn))
+        identities = [*_ledger(anatomy), *skips, *amplification(model, batch, anatomy, seed=seed)]
     norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
     step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}
     for name, rows in (("steps", [step]), ("identities", identities)):
@@ -89,7 +91,7 @@ def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | No
         with torch.enable_grad():
             output = call(model, batch)
             taps.end()
-            loss = default_loss(output, batch) if loss_fn is None else _loss(loss_fn, output, batch)
+            loss = _loss_of(output, batch, loss_fn)
             if not loss.requires_grad:
                 raise BatchError(
                     "Expected a loss that depends on parameters that require gradients, got one that depends on none. "
@@ -99,6 +101,10 @@ def _forward_backward(model: nn.Module, batch: Batch, loss_fn: LossFunction | No
     finally:
         taps.detach()
     return float(loss.detach())
+
+
+def _loss_of(output: Any, batch: Batch, loss_fn: LossFunction | None) -> Tensor:
+    return default_loss(output, batch) if loss_fn is None else _loss(loss_fn, output, batch)
 
 
 def _loss(loss_fn: LossFunction, output: Any, batch: Batch) -> Tensor:

@@ -56,6 +56,8 @@ class ActivationColumns:
         self._constant = {name: _array(2 * values) for name, values in places.items()}
         self._constant["direction"] = _array(["forward"] * len(sites) + ["backward"] * len(sites))
         self._index = np.array([rows[s.point] for s in sites] + [n + rows[s.point] for s in sites], dtype=np.int64)
+        # Of a partial site hooks see a copy, whose gradient is a part of its own.
+        self._is_whole = np.array([True] * len(sites) + [not site.is_partial for site in sites], dtype=bool)
         adds = {(branch.stack, branch.depth): index for index, branch in enumerate(anatomy.branches)}
         written = [adds[s.stack, s.depth] if s.site == "write" else -1 for s in sites]
         self._written = np.array(written + [-1] * len(sites), dtype=np.int64)
@@ -65,7 +67,7 @@ class ActivationColumns:
         """Return the columns of table activations; a site that was not seen has no row."""
         sums = np.stack([each.sums for each in numbers])[:, self._index]
         flat = sums.reshape(-1, sums.shape[-1])
-        seen = flat[:, COUNT] > 0
+        seen = (flat[:, COUNT] > 0) & np.tile(self._is_whole, len(numbers))
         size = len(self._index)
         columns: Columns = {name: _repeated(values, len(numbers), seen) for name, values in self._constant.items()}
         found = statistics(torch.from_numpy(flat[seen]))
@@ -97,6 +99,9 @@ class _PathColumns:
         self._total = np.array([back.get(b.sum or b.state, -1) for b in branches], dtype=np.int64)
         self._state = np.array([back.get(b.state, -1) for b in branches], dtype=np.int64)
         self._scale = np.array([b.scale for b in branches])
+        self._is_known = np.array(
+            [b.sum is None or not {"state", "sum"} & set(b.partial) for b in branches], dtype=bool
+        )
         self._is_identity = np.array([b.sum is None for b in branches], dtype=bool)
 
     def of(self, numbers: Sequence[Numbers]) -> Columns:
@@ -112,7 +117,7 @@ class _PathColumns:
             known = (n > 0) & np.isfinite(product) & np.isfinite(branch) & np.isfinite(skip)
             size = np.sqrt(skip * branch)
             gain = np.where((n_state > 0) & (n_total > 0) & (state > 0), np.sqrt(total / state), np.nan)
-            gain = np.abs(self._scale) * np.where(self._is_identity, 1.0, gain)
+            gain = np.abs(self._scale) * np.where(self._is_identity, 1.0, np.where(self._is_known, gain, np.nan))
             values = {
                 "skip_gain": gain,
                 "skip_rms": np.where(known, np.sqrt(skip / n), np.nan),

@@ -34,7 +34,12 @@ class Paths:
         for index, branch in enumerate(anatomy.branches):
             before = anatomy.stacks[branch.stack].start if branch.depth == 1 else anatomy.branches[index - 1].state
             source = branch.sum or branch.state
-            if source is not None and before is not None:
+            if branch.depth == 1:
+                is_part = anatomy.stacks[branch.stack].start_is_partial
+            else:
+                is_part = "state" in anatomy.branches[index - 1].partial
+            is_part = is_part or ("sum" if branch.sum is not None else "state") in branch.partial
+            if source is not None and before is not None and not is_part:
                 self.leaving[source] = (index, branch.scale)
                 self.arriving[before] = index
                 if branch.write is not None:

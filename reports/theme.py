@@ -37,7 +37,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return "0"
     if not 1e-3 <= abs(value) < 1e4:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa} × 10{_raised(int(exponent))}"
+        short = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{short} × 10{_raised(int(exponent))}".removeprefix("1 × ")
     return f"{value:.{digits}g}"
 
 

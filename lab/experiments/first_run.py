@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.corpus import batches
+from rheoscope.lab.threads import one_thread
 from rheoscope.lab.training import train
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.recording import Recording
@@ -20,6 +21,7 @@ N_STEPS = 100
 WIDTH, N_BLOCKS, N_HEADS, CONTEXT, BATCH, LR = 192, 6, 6, 128, 8, 1e-3
 
 
+@one_thread()
 def first_run(folder: Path, *, n_steps: int = N_STEPS, on_step: Callable[[int], None] | None = None) -> Recording:
     """Return the recording of ``n_steps`` steps of byte-level language modelling, written to ``folder``.
 

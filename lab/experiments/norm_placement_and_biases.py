@@ -12,6 +12,7 @@ from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.corpus import batches
+from rheoscope.lab.threads import one_thread
 from rheoscope.lab.training import train
 from rheoscope.lab.transformer import ReferenceTransformer, theory_of
 from rheoscope.probes.check_up import examine
@@ -48,6 +49,7 @@ def variants(base: Architecture) -> list[Variant]:
     return found
 
 
+@one_thread()
 def norm_placement_and_biases(
     folder: Path,
     *,

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from rheoscope.probes.anatomy import Point
 
 from .dataflow import Dataflow
+from .form import Form
+from .routes import Route, Routes
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """One place where a value enters or leaves a module, and when."""
+    """One place where a value enters or leaves a module, in which form, and when."""
 
     point: Point
     moment: int
     is_input: bool
+    form: Form
 
     @property
     def nesting(self) -> int:
@@ -40,28 +43,50 @@ class Plan:
                 continue
             for position, value in entry.inputs:
                 point = Point(entry.path, "input", position, entry.nth)
-                self._sightings[value].append(Sighting(point, entry.entered_at, is_input=True))
+                form = entry.forms["input", position]
+                self._sightings[value].append(Sighting(point, entry.entered_at, is_input=True, form=form))
             for position, value in entry.outputs:
                 point = Point(entry.path, "output", position, entry.nth)
-                self._sightings[value].append(Sighting(point, entry.left_at, is_input=False))
+                form = entry.forms["output", position]
+                self._sightings[value].append(Sighting(point, entry.left_at, is_input=False, form=form))
+        self._settled_routes = Routes(flow, lambda value: bool(self._settled(value)))
+        self._all_routes = Routes(flow, lambda value: bool(self._sightings.get(value)))
 
     def of_state(self, value: int) -> Point | None:
         """Return where a state or a sum is seen: the outermost module, its output before another's input."""
-        found = self._settled(value)
-        best = min(found, key=lambda s: (s.nesting, s.is_input, s.moment), default=None)
-        return best.point if best else None
+        route = self._settled_routes.exact(value)
+        found = self.state_sighting(route.value) if route else None
+        return found.point if found else None
 
     def of_branch(self, value: int) -> Point | None:
         """Return where a branch's write is seen: the last module that returns it before the add."""
-        found = self._settled(value)
-        best = max(found, key=lambda s: (not s.is_input, s.moment), default=None)
-        return best.point if best else None
+        route = self._settled_routes.exact(value)
+        found = self.branch_sighting(route.value) if route else None
+        return found.point if found else None
 
     def of_output(self, value: int) -> Point | None:
         """Return where a value is seen as it is made: the first module that returns it, else the first that reads."""
-        found = self._sightings.get(value, [])
+        route = self._all_routes.exact(value)
+        found = self._sightings.get(route.value, []) if route else []
         best = min(found, key=lambda s: (s.is_input, s.moment), default=None)
         return best.point if best else None
+
+    def expression(self, value: int, *, through_adds: bool) -> list[Route]:
+        """Return routes to seen tensors that add up to ``value`` in eval mode; in training too, where that can be."""
+        settled = self._settled_routes.expression(value, through_adds=through_adds)
+        return settled or self._all_routes.expression(value, through_adds=through_adds)
+
+    def state_sighting(self, value: int) -> Sighting | None:
+        """Return the preferred sighting of a value of the stream."""
+        return min(self._best(value), key=lambda s: (s.nesting, s.is_input, s.moment), default=None)
+
+    def branch_sighting(self, value: int) -> Sighting | None:
+        """Return the preferred sighting of a value of a branch."""
+        return max(self._best(value), key=lambda s: (not s.is_input, s.moment), default=None)
+
+    def dropout(self, value: int) -> float:
+        """Return the probability of the dropout that all sightings of ``value`` come before, 0 without one."""
+        return 0.0 if self._settled(value) else self._flow.trace.dropout.get(value, 0.0)
 
     def holder(self, values: list[int]) -> str:
         """Return the deepest module whose path is a prefix of every sighting of ``values``, ""  without one."""
@@ -72,6 +97,9 @@ class Plan:
                 break
             shared.append(parts[0])
         return ".".join(shared)
+
+    def _best(self, value: int) -> list[Sighting]:
+        return self._settled(value) or self._sightings.get(value, [])
 
     def _settled(self, value: int) -> list[Sighting]:
         after = self._flow.trace.settled.get(value, -1)

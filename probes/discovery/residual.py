@@ -1,18 +1,15 @@
-"""Chain residual adds into streams, and describe the branch of each add.
-
-A stream is the longest path over residual adds; adds nested inside one of its branches are not streams of their own;
-what remains gives the next stream (an encoder beside a decoder, towers).
-"""
+"""Describe the links of each stream: what is skipped, what is added, what the branch reads, where norms stand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .dataflow import ADDS, HEAVY, NORM_MODULE, NORMS, Add, Dataflow
-from .trace import Operation
-
-MOST_STREAMS = 16
+from .chains import chains
+from .dataflow import Add, Dataflow
+from .recorder import Operation
+from .vocabulary import ADDS, NORM_MODULE, NORMS, is_heavy
 
 
 @dataclass
@@ -24,19 +21,23 @@ class Link:
         skip_path: (value, kind of the step that made it) from the skip operand back to the previous sum.
         state: the value that the next skip path and branch read.
         terms: what is summed into the branch operand; one unless the block is parallel.
+        operands: what is added, one value for each add that was joined into this link.
         cores: per term, the output of its last heavy operation.
         output_kinds: kinds of the transparent steps between the cores and the operand.
         entries: (index of the state that is read, normed or raw, norm output value or None).
-        operations: everything computed between the states it reads and the operand.
+        operations: everything computed between the states it reads and the operand, last first.
         foreign: values it reads that vary with the batch but do not come from this stream.
         skip_norms: outputs of the norms between this sum and the state.
         output_norms: outputs of the norms between core and operand.
+        stream: bits of the values of the stream that the branch may read.
+        read: values of its own stream that the branch reads.
     """
 
     add: Add
     skip_path: list[tuple[int, str]] = field(default_factory=list)
     state: int = -1
     terms: list[int] = field(default_factory=list)
+    operands: list[int] = field(default_factory=list)
     cores: list[int] = field(default_factory=list)
     output_kinds: list[str] = field(default_factory=list)
     entries: list[tuple[int, bool, int | None]] = field(default_factory=list)
@@ -44,6 +45,8 @@ class Link:
     foreign: list[int] = field(default_factory=list)
     skip_norms: list[int] = field(default_factory=list)
     output_norms: list[int] = field(default_factory=list)
+    stream: int = 0
+    read: list[int] = field(default_factory=list)
 
     @property
     def is_parallel(self) -> bool:
@@ -51,9 +54,9 @@ class Link:
         return len(self.terms) > 1
 
     @property
-    def scaled_skip(self) -> bool:
-        """Whether the skip operand is scaled on its way."""
-        return any(kind in ("scale", "gate") for _, kind in self.skip_path)
+    def skip_kinds(self) -> set[str]:
+        """Kinds of the steps between the previous sum and the skip operand."""
+        return {kind for _, kind in self.skip_path}
 
 
 @dataclass
@@ -66,82 +69,60 @@ class Stream:
 
 def streams(flow: Dataflow) -> list[Stream]:
     """Return every residual stream of the graph, in order of execution."""
-    found = [_described(flow, chain) for chain in _chains(flow)]
-    return sorted(found, key=lambda stream: stream.links[0].add.result)
+    found = chains(flow)
+    sums = {add.result: number for number, chain in enumerate(found) for add in chain}
+    return [
+        _described(flow, chain, {value for value, owner in sums.items() if owner != number})
+        for number, chain in enumerate(found)
+    ]
 
 
-def _chains(flow: Dataflow) -> Iterator[list[Add]]:
-    order = [value for operation in flow.operations for value in operation.outputs if value in flow.adds]
-    nearest: dict[int, frozenset[int]] = {}
-    for operation in flow.operations:
-        for value in operation.outputs:
-            if value in flow.adds:
-                nearest[value] = frozenset((value,))
-            elif value not in nearest:
-                parents = flow.light_parents.get(value, [])
-                nearest[value] = frozenset().union(*(nearest.get(parent, frozenset()) for parent, _ in parents))
-    remaining = set(order)
-    for number in range(MOST_STREAMS):
-        depth: dict[int, int] = {}
-        before: dict[int, int | None] = {}
-        for value in order:
-            if value in remaining:
-                previous = [v for v in nearest.get(flow.adds[value].skip, ()) if v in depth]
-                deepest = max(previous, key=lambda v: depth[v], default=None)
-                before[value] = deepest
-                depth[value] = 1 + (0 if deepest is None else depth[deepest])
-        if not depth:
-            return
-        end = max(depth, key=lambda v: (depth[v], flow.trace.n_elements(v)))
-        if depth[end] < 2:
-            return
-        chain: list[Add] = []
-        last: int | None = end
-        while last is not None:
-            chain.append(flow.adds[last])
-            last = before[last]
-        chain.reverse()
-        yield chain
-        remaining -= _nested(flow, chain, remaining, end) | {add.result for add in chain}
-        if number + 1 == MOST_STREAMS:
-            return
-
-
-def _nested(flow: Dataflow, chain: list[Add], remaining: set[int], end: int) -> set[int]:
-    """Return the adds inside branches of the chain: computed from its states and needed for its end."""
-    skips = 0
-    for add in chain:
-        skips |= 1 << add.skip
-    inside = set()
-    for value in remaining:
-        skip = flow.adds[value].skip
-        if (flow.ancestors[skip] | 1 << skip) & skips and flow.reaches(value, end):
-            inside.add(value)
-    return inside
-
-
-def _described(flow: Dataflow, chain: list[Add]) -> Stream:
-    links = [Link(add) for add in chain]
+def _described(flow: Dataflow, chain: list[Add], elsewhere: set[int]) -> Stream:
+    """Describe one chain; the sums of other chains, ``elsewhere``, end the walk into a branch."""
+    links = [Link(add, operands=[add.branch]) for add in chain]
     state_of: dict[int, int] = {}
     for index, link in enumerate(links):
-        target = links[index - 1].add.result if index else None
+        target = links[index - 1].add.result if index else _origin(flow, link.add)
         link.skip_path = _skip_path(flow, link.add.skip, target)
         for value, _ in link.skip_path:
             state_of.setdefault(value, index)
     for index, link in enumerate(links[:-1]):
         link.skip_norms = [value for value, kind in links[index + 1].skip_path if kind == "norm"]
-        link.state = link.skip_norms[0] if link.skip_norms else link.add.result
+    stream = 0
+    for value in state_of:
+        stream |= flow.bit(value)
     for link in links:
+        link.stream = stream
         _describe_output(flow, link, state_of)
-        _describe_inputs(flow, link, state_of)
+        _describe_inputs(flow, link, state_of, elsewhere)
+    for index, link in enumerate(links[:-1]):
+        link.state = _fork(link, links[index + 1], index + 1, state_of)
     _describe_last(flow, links)
-    return Stream(links[0].add.skip, _merged(flow, links))
+    return Stream(links[0].skip_path[-1][0], _merged(flow, links))
 
 
-def _skip_path(flow: Dataflow, skip: int, target: int | None) -> list[tuple[int, str]]:
-    """Return the transparent way from the skip operand back to the previous sum (or to nothing, for the first)."""
-    if target is None:
-        return [(skip, "view")]
+def _fork(link: Link, following: Link, number: int, state_of: dict[int, int]) -> int:
+    """Return where the next branch leaves the stream: the sum, or what it became by a norm, a scale, a rebuilding."""
+    read = {value for value in following.read if state_of[value] == number}
+    forks = [value for value, _ in following.skip_path if value in read]
+    return forks[-1] if forks else link.skip_norms[0] if link.skip_norms else link.add.result
+
+
+def _origin(flow: Dataflow, add: Add) -> int:
+    """Return state 0: the nearest value that the skip operand is an image of and that the branch computes on."""
+    waiting, seen = deque([add.skip]), {add.skip}
+    while waiting:
+        value = waiting.popleft()
+        if flow.computes_on(add.branch, value):
+            return value
+        fresh = [v for v, _ in flow.light_parents.get(value, []) if v not in seen]
+        seen.update(fresh)
+        waiting.extend(fresh)
+    return add.skip
+
+
+def _skip_path(flow: Dataflow, skip: int, target: int) -> list[tuple[int, str]]:
+    """Return the way from the skip operand back to the previous sum, or to state 0."""
     came_from: dict[int, tuple[int, str] | None] = {skip: None}
     waiting = [skip]
     while waiting:
@@ -150,7 +131,7 @@ def _skip_path(flow: Dataflow, skip: int, target: int | None) -> list[tuple[int,
             break
         if value in flow.adds and value != skip:
             continue
-        for parent, kind in flow.light_parents.get(value, []):
+        for parent, kind in [*flow.light_parents.get(value, []), *flow.carried.get(value, [])]:
             if parent not in came_from and (parent == target or flow.reaches(target, parent)):
                 came_from[parent] = (value, kind)
                 waiting.append(parent)
@@ -162,27 +143,41 @@ def _skip_path(flow: Dataflow, skip: int, target: int | None) -> list[tuple[int,
 
 
 def _describe_output(flow: Dataflow, link: Link, state_of: dict[int, int]) -> None:
-    """Follow the branch operand back to the last heavy operation, through sums of several terms."""
+    """Follow the branch operand back to the last heavy operation, through sums written where the add is written."""
     waiting, link.terms = [link.add.branch], []
     while waiting:
-        value, kinds, norms = _core(flow, waiting.pop(), state_of)
+        term = waiting.pop()
+        value, kinds, norms = _core(flow, term, state_of)
         made = flow.producer.get(value)
-        is_sum = made is not None and made.name in ADDS and value not in flow.adds and len(made.inputs) == 2
-        if is_sum and made is not None and all(_is_written(flow, v, made) for v in made.inputs):
+        if made is not None and _joins_terms(flow, value, made, link):
             waiting += made.inputs
-            continue
-        link.terms.append(value)
-        link.cores.append(value)
+        else:
+            link.terms.append(term)
+            link.cores.append(value)
         link.output_kinds += kinds
         link.output_norms += norms
+
+
+def _joins_terms(flow: Dataflow, value: int, made: Operation, link: Link) -> bool:
+    """Return whether a value is the sum of two branches: full-sized, varying, added in the same module call."""
+    if made.name not in ADDS or value in flow.adds or len(made.inputs) != 2 or made.inputs[0] == made.inputs[1]:
+        return False
+    size = flow.trace.n_elements(value)
+    full = all(flow.trace.n_elements(v) == size and not flow.is_constant(v) for v in made.inputs)
+    return full and made.calls == link.add.operation.calls
 
 
 def _core(flow: Dataflow, value: int, state_of: dict[int, int]) -> tuple[int, list[str], list[int]]:
     kinds: list[str] = []
     norms: list[int] = []
     while value not in state_of:
-        parents = [(v, kind) for v, kind in flow.light_parents.get(value, []) if kind not in ("add", "shift")]
-        if not parents:
+        parents = flow.light_parents.get(value, [])
+        made = flow.producer.get(value)
+        if len(parents) != 1 or parents[0][1] == "add" or made is None:
+            break
+        if parents[0][1] == "shift" and any(not flow.is_constant(v) for v in made.inputs if v != parents[0][0]):
+            break
+        if is_heavy(made.name):
             break
         if parents[0][1] == "norm":
             norms.append(value)
@@ -191,28 +186,24 @@ def _core(flow: Dataflow, value: int, state_of: dict[int, int]) -> tuple[int, li
     return value, kinds, norms
 
 
-def _is_written(flow: Dataflow, value: int, made: Operation) -> bool:
-    """Return whether ``value`` is a full-sized, varying operand: a term of its own rather than a bias."""
-    sizes = flow.trace.n_elements
-    return sizes(value) == sizes(made.outputs[0]) and not flow.is_constant(value)
-
-
-def _describe_inputs(flow: Dataflow, link: Link, state_of: dict[int, int]) -> None:
+def _describe_inputs(flow: Dataflow, link: Link, state_of: dict[int, int], elsewhere: set[int]) -> None:
     """Walk back from the operand to the states it reads, and see whether each is normed before it is used."""
-    stream = 0
-    for value in state_of:
-        stream |= 1 << value
     seen: set[int] = set()
     entered: list[tuple[int, Operation]] = []
+    beside: list[tuple[int, Operation]] = []
     waiting = [link.add.branch]
     while waiting:
         value = waiting.pop()
         made = flow.producer.get(value)
-        if value in seen or made is None or value in state_of:
+        if value in state_of:
+            continue
+        if value in seen or made is None:
             continue
         seen.add(value)
-        if not flow.is_constant(value) and not flow.ancestors[value] & stream:
+        depends = flow.reaches_any(link.stream, value)
+        if not flow.is_constant(value) and (not depends or value in elsewhere):
             link.foreign.append(value)
+            beside += [(value, reader) for reader in flow.consumers.get(value, []) if value in elsewhere]
             continue
         link.operations.append(made)
         for source in made.inputs:
@@ -220,10 +211,15 @@ def _describe_inputs(flow: Dataflow, link: Link, state_of: dict[int, int]) -> No
                 entered.append((source, made))
             else:
                 waiting.append(source)
-    for source, operation in dict.fromkeys(entered):
-        norm = _first_use(flow, operation, seen)
-        if norm is not None:
-            link.entries.append((state_of[source], norm >= 0, norm if norm >= 0 else None))
+    # A branch that reads nothing of its own stream reads the other one of a reversible pair.
+    sources = dict.fromkeys(entered) or {(v, o): None for v, o in beside if not seen.isdisjoint(o.outputs)}
+    link.read = list(dict.fromkeys(source for source, _ in entered))
+    own = state_of.get(link.add.skip, 0)
+    link.entries += [
+        (state_of.get(source, own), norm >= 0, norm if norm >= 0 else None)
+        for source, operation in sources
+        if (norm := _first_use(flow, operation, seen)) is not None
+    ]
 
 
 def _first_use(flow: Dataflow, operation: Operation, inside: set[int]) -> int | None:
@@ -235,7 +231,7 @@ def _first_use(flow: Dataflow, operation: Operation, inside: set[int]) -> int | 
         kinds = [kind for _, kind in flow.light_parents.get(output, [])]
         if current.name == NORM_MODULE or current.name in NORMS or "norm" in kinds:
             return output
-        if HEAVY.fullmatch(current.name):
+        if is_heavy(current.name):
             return -1
         for value in current.outputs:
             for reader in flow.consumers.get(value, []):
@@ -252,11 +248,17 @@ def _describe_last(flow: Dataflow, links: list[Link]) -> None:
     last.state = last.add.result
     if len(links) < 2 or not links[-2].skip_norms or any(normed for _, normed, _ in last.entries):
         return
-    for reader in flow.consumers.get(last.add.result, []):
-        for value in reader.outputs:
-            if "norm" in [kind for _, kind in flow.light_parents.get(value, [])]:
+    waiting = [last.add.result]
+    for _ in range(8):
+        readers = [reader for value in waiting for reader in flow.consumers.get(value, [])]
+        waiting = []
+        for value in (value for reader in readers for value in reader.outputs):
+            kinds = [kind for _, kind in flow.light_parents.get(value, [])]
+            if "norm" in kinds:
                 last.skip_norms, last.state = [value], value
                 return
+            if {"view", "dropout", "center", "shift"} & set(kinds):
+                waiting.append(value)
 
 
 def _merged(flow: Dataflow, links: list[Link]) -> list[Link]:
@@ -267,12 +269,15 @@ def _merged(flow: Dataflow, links: list[Link]) -> list[Link]:
         reads = max((state for state, _, _ in link.entries), default=index)
         before = result[-1] if result else None
         readers = flow.consumers.get(before.add.result, []) if before is not None else []
-        if before is not None and reads <= first < index and len(readers) == 1 and link.add.operation in readers:
-            merged = Link(
-                Add(link.add.result, before.add.skip, link.add.branch, link.add.operation),
+        is_joint = reads <= first < index and len(readers) == 1 and link.add.operation in readers
+        if before is not None and is_joint and bool(link.entries) and link.add.skip == before.add.result:
+            add = Add(link.add.result, before.add.skip, link.add.branch, link.add.operation)
+            result[-1] = Link(
+                add,
                 before.skip_path,
                 link.state,
                 [*before.terms, *link.terms],
+                [*before.operands, *link.operands],
                 [*before.cores, *link.cores],
                 [*before.output_kinds, *link.output_kinds],
                 [*before.entries, *link.entries],
@@ -280,9 +285,16 @@ def _merged(flow: Dataflow, links: list[Link]) -> list[Link]:
                 [*before.foreign, *link.foreign],
                 link.skip_norms,
                 [*before.output_norms, *link.output_norms],
+                link.stream,
+                [*before.read, *link.read],
             )
-            result[-1] = merged
         else:
             result.append(link)
             first = index
     return result
+
+
+def reads_of(stream: Stream, sums: Iterable[int]) -> bool:
+    """Return whether a branch of ``stream`` reads one of these sums of another stream."""
+    wanted = set(sums)
+    return any(not wanted.isdisjoint(link.foreign) for link in stream.links)

@@ -1,23 +1,20 @@
-"""Trace one eager forward: every torch call on every value, and every module call around them.
-
-A *value* is a tensor's content at one moment: the key (storage, version, offset, number of elements). Views and
-reshapes of one storage share a value for free; an in-place write makes a new one.
-"""
+"""Trace one eager forward, through torch's functions or, for what they do not show, through its dispatcher."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from rheoscope.probes.batches import Batch, call, tensors
-from torch import Tensor, nn
+from rheoscope.probes.batches import Batch, call
+from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-Key = tuple[int, int, int, int]
-Position = tuple[int | str, ...]
+from .recorder import ModuleCall, Operation, Recorder, Trace
+
+__all__ = ["ModuleCall", "Operation", "Trace", "trace"]
 
 # Calls that read no content, or give a view of none.
 _SILENT = frozenset(
@@ -25,179 +22,13 @@ _SILENT = frozenset(
     "data_ptr requires_grad_ get_device is_complex untyped_storage storage_offset register_hook __hash__ __repr__ "
     "__format__ is_inference element_size nelement ndimension".split()
 )
-_DROPOUTS = frozenset("dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout".split())
+_SILENT_ATTRIBUTES = frozenset("shape dtype device ndim layout requires_grad is_cuda grad itemsize names".split())
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One torch call: its name without underscores, the values it read and made, numbers among its arguments."""
+class _Functions(TorchFunctionMode):
+    """Sees every call of a torch function: few and telling operations, views that keep their identity."""
 
-    name: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    calls: tuple[int, ...]
-    numbers: tuple[float, ...] = ()
-
-
-@dataclass
-class ModuleCall:
-    """One call of a module: the values that entered and left, and which operations ran inside."""
-
-    index: int
-    path: str
-    module: nn.Module
-    nth: int
-    first: int
-    entered_at: int
-    last: int = -1
-    left_at: int = -1
-    inputs: list[tuple[Position, int]] = field(default_factory=list)
-    outputs: list[tuple[Position, int]] = field(default_factory=list)
-
-
-@dataclass
-class Trace:
-    """What one forward did.
-
-    Attributes:
-        operations: in order of execution.
-        calls: the module calls, in order of entry; the first is the model itself.
-        shapes: of each value.
-        dtypes: of each value.
-        parameters: value -> name of the parameter or buffer it is.
-        settled: value -> moment of the last dropout that returned it unchanged because of eval mode; a hook that
-            sees the value earlier sees it before dropout in training.
-    """
-
-    operations: list[Operation] = field(default_factory=list)
-    calls: list[ModuleCall] = field(default_factory=list)
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    dtypes: list[torch.dtype] = field(default_factory=list)
-    parameters: dict[int, str] = field(default_factory=dict)
-    settled: dict[int, int] = field(default_factory=dict)
-
-    def n_elements(self, value: int) -> int:
-        """Return the number of elements of ``value``."""
-        count = 1
-        for size in self.shapes[value]:
-            count *= size
-        return count
-
-
-class _Recorder:
-    """Keeps every tensor alive while the forward runs, so that no storage address is used twice."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.trace = Trace()
-        self._ids: dict[Key, int] = {}
-        self._alive: list[Any] = []
-        self._stack: list[ModuleCall] = []
-        self._nth: dict[str, int] = {}
-        self._produced: set[int] = set()
-        self._latest: dict[tuple[int, int, int], int] = {}
-        self._written: dict[int, int] = {}
-        self._clock = 0
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        for name, tensor in named:
-            self.trace.parameters.setdefault(self._value(tensor), name)
-
-    def operation(self, name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run one torch call and write down what it read and made."""
-        given = [tensor for _, tensor in tensors((tuple(args), kwargs))]
-        with torch._C.DisableTorchFunction():
-            self._clock += 1
-            inputs = [self._read(tensor) for tensor in given]
-            versions = [tensor._version for tensor in given]
-        result = function(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
-            mutated = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-            fresh = [*mutated, *(t for _, t in tensors(result))]
-            made = [self._value(tensor) for tensor in fresh]
-            for tensor, value in zip(fresh, made, strict=True):
-                self._latest[self._place(tensor)] = value
-            for tensor in mutated:
-                self._written[tensor.untyped_storage()._cdata] = self._value(tensor)
-            outputs = [v for v in dict.fromkeys(made) if v not in self._produced and v not in inputs]
-            if outputs:
-                numbers = tuple(float(a) for a in args if isinstance(a, int | float) and not isinstance(a, bool))
-                self._add(name, inputs, outputs, numbers)
-            elif name in _DROPOUTS and _probability(args, kwargs) > 0:
-                for value in made:
-                    self.trace.settled[value] = self._clock
-        return result
-
-    def entered(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Write down the start of a module call."""
-        with torch._C.DisableTorchFunction():
-            self._clock += 1
-            found = ModuleCall(
-                len(self.trace.calls), path, module, self._nth.get(path, 0), len(self.trace.operations), self._clock
-            )
-            self._nth[path] = found.nth + 1
-            positions = [*tensors(args), *tensors(kwargs)]
-            found.inputs = [(position, self._read(tensor)) for position, tensor in positions]
-            self.trace.calls.append(found)
-            self._stack.append(found)
-
-    def left(self, path: str, output: Any) -> None:
-        """Write down the end of a module call; values that appeared unseen become one opaque operation."""
-        with torch._C.DisableTorchFunction():
-            self._clock += 1
-            while self._stack and self._stack[-1].path != path:
-                self._stack.pop()
-            if not self._stack:
-                return
-            found = self._stack[-1]
-            known = {value for _, value in found.inputs}
-            for position, tensor in tensors(output):
-                value = self._value(tensor)
-                if value not in self._produced and value not in known and value not in self.trace.parameters:
-                    self._add("opaque", [v for _, v in found.inputs], [value])
-                found.outputs.append((position, value))
-            found.last, found.left_at = len(self.trace.operations), self._clock
-            self._stack.pop()
-
-    def _add(self, name: str, inputs: list[int], outputs: list[int], numbers: tuple[float, ...] = ()) -> None:
-        calls = tuple(entry.index for entry in self._stack)
-        self.trace.operations.append(Operation(name, tuple(inputs), tuple(outputs), calls, numbers))
-        self._produced.update(outputs)
-
-    def _read(self, tensor: Tensor) -> int:
-        """Return the value of a tensor that is read; link it to a write through another view of its storage."""
-        value = self._value(tensor)
-        if value in self._produced or value in self.trace.parameters or tensor.layout != torch.strided:
-            return value
-        place = self._place(tensor)
-        sources = [v for v in (self._latest.get(place), self._written.get(place[0])) if v is not None and v != value]
-        if sources:
-            self._add("overlap", sources, [value])
-        self._latest[place] = value
-        return value
-
-    def _value(self, tensor: Tensor) -> int:
-        key = self._key(tensor)
-        if key not in self._ids:
-            self._alive.append(tensor)
-            self._ids[key] = len(self._ids)
-            self.trace.shapes.append(tuple(tensor.shape))
-            self.trace.dtypes.append(tensor.dtype)
-        return self._ids[key]
-
-    def _place(self, tensor: Tensor) -> tuple[int, int, int]:
-        key = self._key(tensor)
-        return (key[0], key[2], key[3])
-
-    def _key(self, tensor: Tensor) -> Key:
-        if tensor.layout != torch.strided:
-            self._alive.append(tensor)
-            return (id(tensor), 0, -1, 0)
-        storage = tensor.untyped_storage()._cdata
-        version = 0 if tensor.is_inference() else tensor._version
-        return (storage, version, int(tensor.storage_offset()), int(tensor.numel()))
-
-
-class _Mode(TorchFunctionMode):
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
 
@@ -208,26 +39,61 @@ class _Mode(TorchFunctionMode):
         if name in _SILENT:
             return func(*args, **(kwargs or {}))
         if name == "__get__":
-            name = f"get_{getattr(getattr(func, '__self__', None), '__name__', '')}"
+            attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+            if attribute in _SILENT_ATTRIBUTES:
+                return func(*args, **(kwargs or {}))
+            name = f"get_{attribute}"
+        elif name in ("wrapper", "wrapped", "fn"):
+            name = getattr(getattr(func, "__wrapped__", func), "__name__", name)
         return self._recorder.operation(name.strip("_"), func, args, kwargs or {})
 
 
-def trace(model: nn.Module, batch: Batch) -> Trace:
+class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every kernel, those inside scripted and C++ regions included.
+
+    The version of a tensor that is written to goes up only after this handler has returned: which tensors are written
+    to is read off the schema.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        schema = func._schema
+        written = []
+        for index, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = args[index] if index < len(args) else kwargs.get(argument.name)
+                written += [t for t in (given if isinstance(given, list) else [given]) if isinstance(t, torch.Tensor)]
+        return self._recorder.operation(schema.name.split("::")[-1].strip("_"), func, args, kwargs, written)
+
+
+def trace(model: nn.Module, batch: Batch, by: Literal["functions", "dispatcher"] = "functions") -> Trace:
     """Return what one forward of ``model`` on ``batch`` does.
 
     Call it inside ``untouched(model, training=False)``.
 
+    Args:
+        model: the model.
+        batch: what it is called with.
+        by: torch's functions, or its dispatcher: slower, and norms and attention fall apart into their parts.
+
     Raises:
         BatchError: the model rejects the batch.
     """
-    recorder = _Recorder(model)
-    with _hooked(model, recorder), torch.no_grad(), torch.compiler.set_stance("force_eager"), _Mode(recorder):
+    recorder = Recorder(model)
+    mode = _Functions(recorder) if by == "functions" else _Dispatched(recorder)
+    with _hooked(model, recorder), torch.no_grad(), torch.compiler.set_stance("force_eager"), mode:
         call(model, batch)
     return recorder.trace
 
 
 @contextlib.contextmanager
-def _hooked(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     handles = []
 
     def enter(path: str) -> Callable[..., None]:
@@ -238,14 +104,11 @@ def _hooked(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
     try:
         for path, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks with keywords; what it does shows in the dispatcher
             handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
             handles.append(module.register_forward_hook(leave(path), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _probability(args: Sequence[Any], kwargs: dict[str, Any]) -> float:
-    given = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-    return float(given) if isinstance(given, int | float) else 0.5

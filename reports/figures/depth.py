@@ -44,7 +44,7 @@ def lines_over_depth(frame: pd.DataFrame, column: str, y: str, *, log_y: bool = 
             drawn.add_trace(
                 go.Scatter(
                     x=rows["depth"].tolist(),
-                    y=finite(rows[column]),
+                    y=finite(rows[column], log=log_y),
                     name=f"step {step}" if len(stacks) == 1 else f"stack {stack}, step {step}",
                     mode="lines+markers",
                     line={"color": PALETTE[index % len(PALETTE)], "dash": "solid" if stack == stacks[0] else "dash"},
@@ -107,6 +107,6 @@ def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", l
     return drawn
 
 
-def finite(values: pd.Series) -> list[float | None]:
-    """Return the values with None where one is missing or not finite."""
-    return [float(v) if np.isfinite(v) else None for v in values.astype(float)]
+def finite(values: pd.Series, *, log: bool = False) -> list[float | None]:
+    """Return the values with None where one is missing, not finite or, for a logarithmic axis, not positive."""
+    return [float(v) if np.isfinite(v) and (v > 0 or not log) else None for v in values.astype(float)]

@@ -60,7 +60,7 @@ def gradient_paths(tables: Tables) -> Chart:
         drawn.add_trace(
             go.Scatter(
                 x=[plot_text(name) for name in names],
-                y=finite(frame[column]),
+                y=finite(frame[column], log=True),
                 name=label,
                 mode="lines+markers",
                 line={"color": PALETTE[index]},
@@ -81,7 +81,8 @@ def skip_transmission(tables: Tables) -> Chart:
     reading = (
         "The gain of the gradient along the skip path alone, from the last state down to each state: the product of what "
         "the norms and scales on the stream do to it. It is 1 wherever the stream is an identity (pre, double and "
-        "reordered norms); norms on the stream (post) multiply it away with depth."
+        "reordered norms); norms on the stream (post) multiply it away with depth. Each norm's gain is that of the gradient "
+        "which really arrives at it."
     )
     if not len(frame):
         return Chart(key, title, reading, absent="No hook sees the sums on both sides of the norms on the stream.")

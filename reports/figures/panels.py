@@ -41,7 +41,7 @@ def panels(compared: Compared, lines: Lines, *, x: str, y: str, log_y: bool = Fa
                 if line.is_theory and style.colour in predicted:
                     continue  # the closed form knows no biases: one line a colour
                 predicted |= {style.colour} if line.is_theory else set()
-                trace = _trace(line, style, seen)
+                trace = _trace(line, style, seen, log=log_y)
                 drawn.add_trace(trace, row=1, col=column)
         drawn.update_xaxes(**axis(x, log=log_x), row=1, col=column)
         drawn.update_yaxes(**axis(y if column == 1 else "", log=log_y), row=1, col=column)
@@ -49,17 +49,17 @@ def panels(compared: Compared, lines: Lines, *, x: str, y: str, log_y: bool = Fa
     return settled(drawn)
 
 
-def _trace(line: Line, style: Style, seen: set[str]) -> go.Scatter:
+def _trace(line: Line, style: Style, seen: set[str], *, log: bool) -> go.Scatter:
     name = "closed form, in the variant's colour" if line.is_theory else style.name
     is_new = name not in seen
     seen.add(name)
     return go.Scatter(
         x=line.frame[line.x].tolist(),
-        y=finite(line.frame[line.y]),
+        y=finite(line.frame[line.y], log=log),
         name=plot_text(name),
         legendgroup=plot_text(name),
         showlegend=is_new,
-        mode="lines" if line.is_theory or len(line.frame) > 60 else "lines+markers",
+        mode="lines" if line.is_theory or len(line.frame) > 30 else "lines+markers",
         line={
             "color": style.colour,
             "dash": "dash" if line.is_theory else style.dash,

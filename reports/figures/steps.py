@@ -34,7 +34,7 @@ def loss_and_norms(tables: Tables) -> Chart:
         drawn.add_trace(
             go.Scatter(
                 x=rows["step"].tolist(),
-                y=finite(rows[column]),
+                y=finite(rows[column], log=log),
                 name=label,
                 mode="lines" if len(rows) > 60 else "lines+markers",
                 marker={"size": 5},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,11 @@ def test_a_stream_in_float32_is_not_measured(tmp_path: Path) -> None:
 
 
 def test_an_operand_that_was_written_into_is_not_believed(tmp_path: Path) -> None:
-    model = NanoGPT("inplace").to(torch.bfloat16)
+    model = NanoGPT("inplace").train().to(torch.bfloat16)
+    expected = lost(model)
 
     found = shares(model, tmp_path / "run")
 
-    # x += write overwrites the skip operand before the sum is seen.
-    assert all(value != value for value in found)
+    # x += write overwrites a skip operand before the sum is seen, except where the hook saw a copy of it.
+    assert [math.isnan(value) for value in found] == [True, False, True, False]
+    assert found[1::2] == pytest.approx(expected[1::2], rel=1e-3)

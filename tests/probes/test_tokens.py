@@ -1,0 +1,172 @@
+"""Token statistics equal pairwise float64 ones, and keep nothing alive."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from functools import partial
+from typing import Any
+
+import pytest
+import rheoscope as rs
+import torch
+from oracles import LENGTH, WIDTH, NanoGPT, batch_of, captured, gpt2, llama
+from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
+from rheoscope.probes.hooked import Hooked
+from rheoscope.probes.tokens import TokenTaps, angle_sums, cosine_sums, inverse_sizes
+from torch import Tensor, nn
+
+IDS = {"GPT-2": (gpt2, "transformer.h.{}.ln_1", "transformer.h.{}.ln_2", "transformer.ln_f")}
+LLAMA_BLOCK = ("model.layers.{}.input_layernorm", "model.layers.{}.post_attention_layernorm", "model.norm")
+MODELS = {**IDS, "Llama": (llama, *LLAMA_BLOCK), "nanoGPT": (NanoGPT, "blocks.{}.norm_1", "blocks.{}.norm_2", "norm")}
+
+
+def mean_cosine(state: Tensor, mask: Tensor | None = None) -> float:
+    """Return the mean over sequences of the mean over all pairs of different tokens, in float64."""
+    found = []
+    for index, tokens in enumerate(state.detach().double()):
+        kept = tokens if mask is None else tokens[mask[index]]
+        cosines = nn.functional.cosine_similarity(kept[:, None], kept[None], dim=-1)
+        n = len(kept)
+        if n > 1:
+            found.append(float(cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1)))
+    return sum(found) / len(found)
+
+
+def mean_angle(state: Tensor, before: Tensor, mask: Tensor | None = None) -> float:
+    """Return the mean over tokens of arccos(cosine) / pi, in float64."""
+    cosines = nn.functional.cosine_similarity(state.detach().double(), before.detach().double(), dim=-1)
+    angles = cosines.clamp(-1, 1).arccos() / math.pi
+    return float((angles if mask is None else angles[mask]).mean())
+
+
+def measured(model: nn.Module, mask: Tensor | None = None) -> list[dict[str, Any]]:
+    taps = TokenTaps(rs.discover(model, batch_of(model)))
+    hooked = Hooked(model, taps.points, lambda point: partial(taps.see, point))
+    taps.begin(0, mask)
+    model(**batch_of(model))
+    taps.end()
+    hooked.remove()
+    return taps.rows()
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_are_those_of_a_pairwise_reference(name: str, is_masked: bool) -> None:
+    make, one, two, last = MODELS[name]
+    model = make()
+    places = [(path.format(block), "in") for block in range(2) for path in (one, two)] + [(last, "in")]
+    states, _ = captured(model, places, batch_of(model))
+    mask = torch.ones(3, LENGTH, dtype=torch.long)
+    mask[1, 5:] = 0
+    kept = mask.bool() if is_masked else None
+
+    rows = measured(model, mask if is_masked else None)
+
+    assert [row["cosine"] for row in rows] == pytest.approx([mean_cosine(s, kept) for s in states], abs=1e-6)
+    angles = [row["angular_distance"] for row in rows]
+    expected = [mean_angle(states[2], states[0], kept), mean_angle(states[4], states[2], kept)]
+    assert [angles[0], angles[1], angles[3]] == [None] * 3
+    assert [angles[2], angles[4]] == pytest.approx(expected, rel=1e-4)
+    assert [row["depth"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+def test_a_stream_that_is_added_to_in_place_is_measured_from_the_second_forward_on() -> None:
+    points = [Point(f"block.{n}", "output", ()) for n in range(4)]
+    blocks = [Branch(0, n, n + 1, "mlp", "pre", "layernorm", state=points[n + 1]) for n in range(3)]
+    taps = TokenTaps(Anatomy((Stack(0, tuple(blocks), start=points[0]),)))
+    parts = [torch.randn(2, 5, WIDTH) for _ in points]
+    found = []
+    for _ in range(2):
+        taps.begin(0)
+        state = torch.zeros(2, 5, WIDTH)
+        for point, part in zip(points, parts, strict=True):
+            state += part
+            taps.see(point, state)
+        taps.end()
+        found.append([row["angular_distance"] for row in taps.rows()])
+
+    sums = torch.stack(parts).cumsum(0)
+    expected = [mean_angle(sums[n + 1], sums[n]) for n in range(3)]
+    assert found[0][:2] == [None, None]
+    assert found[1][1:] == pytest.approx(expected, rel=1e-5)
+
+
+def test_small_angles_are_exact() -> None:
+    state = torch.randn(2, 5, WIDTH)
+    turned = state + 1e-4 * torch.randn_like(state)
+
+    total, n = angle_sums(turned, inverse_sizes(turned), state, inverse_sizes(state)).tolist()
+
+    assert total / n == pytest.approx(mean_angle(turned, state), rel=2e-3)
+    assert n == 10
+
+
+def test_opposite_tokens_are_half_a_turn_apart() -> None:
+    state = torch.randn(2, 5, WIDTH, dtype=torch.float64)
+
+    total, n = angle_sums(-state, inverse_sizes(state), state, inverse_sizes(state)).tolist()
+
+    assert total / n == pytest.approx(1.0)
+
+
+def test_equal_tokens_have_cosine_one_and_zero_tokens_do_not_count() -> None:
+    state = torch.ones(1, 4, WIDTH)
+    state[0, 1] = 0.0
+
+    total, n = cosine_sums(state, inverse_sizes(state)).tolist()
+
+    assert total / n == pytest.approx(1.0)
+
+
+def test_a_sequence_of_one_token_has_no_cosine() -> None:
+    state = torch.randn(3, 1, WIDTH)
+
+    assert cosine_sums(state, inverse_sizes(state)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_measured_in_float32(dtype: torch.dtype) -> None:
+    state = (300 * torch.randn(2, 6, WIDTH)).to(dtype)
+
+    total, n = cosine_sums(state, inverse_sizes(state)).tolist()
+
+    assert total / n == pytest.approx(mean_cosine(state), abs=1e-5)
+
+
+def test_a_state_that_is_not_finite_is_recorded_as_unknown() -> None:
+    model = NanoGPT()
+    with torch.no_grad():
+        model.tokens.weight[30] = math.nan
+
+    assert {row["cosine"] for row in measured(model)} == {None}
+
+
+def test_no_state_outlives_its_use() -> None:
+    model = NanoGPT()
+    taps = TokenTaps(rs.discover(model, batch_of(model)))
+    kept: list[weakref.ref[Tensor]] = []
+    model.norm.register_forward_pre_hook(lambda m, args: kept.append(weakref.ref(args[0])))
+    hooked = Hooked(model, taps.points, lambda point: partial(taps.see, point))
+    taps.begin(0)
+    loss = model(**batch_of(model))
+    taps.end()
+
+    del loss
+    gc.collect()
+
+    hooked.remove()
+    assert [state() for state in kept] == [None]
+
+
+def test_a_forward_that_failed_is_forgotten() -> None:
+    model = NanoGPT()
+    taps = TokenTaps(rs.discover(model, batch_of(model)))
+    hooked = Hooked(model, taps.points, lambda point: partial(taps.see, point))
+    taps.begin(0)
+    model(**batch_of(model))
+    taps.end(failed=True)
+
+    hooked.remove()
+    assert taps.rows() == []

@@ -1,0 +1,1 @@
+"""Small models, one difficulty each, for the tests of discovery."""
