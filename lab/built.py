@@ -35,7 +35,7 @@ def built(target: str, *, n_blocks: int | None = None, seed: int = 0) -> tuple[n
         return _from_function(target)
     config = _config(target)
     if n_blocks is not None:
-        for name in ("num_hidden_layers", "num_decoder_layers"):
+        for name in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
             if getattr(config, name, None) is not None:
                 setattr(config, name, n_blocks)
     model = _from_config(config, target)
@@ -91,7 +91,10 @@ def _config(target: str) -> Any:
 def _from_config(config: Any, target: str) -> nn.Module:
     import transformers
 
-    for name in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"):
+    names = ["AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"]
+    if getattr(config, "is_encoder_decoder", False):
+        names.insert(0, "AutoModelForSeq2SeqLM")
+    for name in names:
         maker = getattr(transformers, name)
         if type(config) not in maker._model_mapping:
             continue
@@ -127,7 +130,11 @@ def _batch(model: nn.Module, config: Any, target: str) -> Batch:
 def _candidates(model: nn.Module, config: Any) -> list[dict[str, Tensor]]:
     text = getattr(config, "get_text_config", lambda: config)()
     tokens = torch.randint(10, max(11, int(getattr(text, "vocab_size", 0) or 0)), (BATCH, LENGTH))
-    candidates = [{"input_ids": tokens, "labels": tokens}, {"input_ids": tokens}]
+    candidates = []
+    if getattr(config, "is_encoder_decoder", False):
+        written = tokens.flip(0, 1)
+        candidates.append({"input_ids": tokens, "decoder_input_ids": written, "labels": written})
+    candidates += [{"input_ids": tokens, "labels": tokens}, {"input_ids": tokens}]
     candidates += [{"input_ids": tokens, "decoder_input_ids": tokens}]
     size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
     height, width = (

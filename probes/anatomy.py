@@ -71,6 +71,8 @@ class Branch:
         projections: the matrices of the branch, in order of their use.
         attention: heads and logits of an attention branch.
         hidden: width, gate and activation of a feed-forward branch.
+        partial: which of state, sum and write are seen as a copy or another view alone: its values are those of the tensor,
+            its gradient is a part of the tensor's.
     """
 
     stack: int
@@ -101,6 +103,7 @@ class Branch:
     projections: tuple[Projection, ...] = ()
     attention: AttentionAnatomy | None = None
     hidden: HiddenAnatomy | None = None
+    partial: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Stack:
         width: size of the stream's last axis.
         n_streams: how many parallel streams the stack carries (hyper-connections); 1 for all others.
         mixing: how parallel streams are mixed, in words; "" for a single stream.
+        start_is_partial: whether ``start`` shows a copy or another view alone: its gradient is a part of state 0's.
         is_causal: whether a position never depends on later ones, found by changing later tokens; None where the
             batch has no tokens to change or the test does not settle it.
     """
@@ -127,6 +131,7 @@ class Stack:
     n_streams: int = 1
     mixing: str = ""
     is_causal: bool | None = None
+    start_is_partial: bool = False
 
     @property
     def n_blocks(self) -> int:

@@ -48,6 +48,7 @@ def _stack(value: Mapping[str, Any]) -> Stack:
         n_streams=int(value.get("n_streams", 1)),
         mixing=_name(value.get("mixing", "")),
         is_causal=_flag(value.get("is_causal")),
+        start_is_partial=bool(value.get("start_is_partial", False)),
     )
 
 
@@ -86,6 +87,7 @@ def _branch(value: Mapping[str, Any]) -> Branch:
         ),
         attention=_attention(value.get("attention")),
         hidden=_hidden(value.get("hidden")),
+        partial=_names(value.get("partial", ())),
     )
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from .anatomy import Anatomy, Point, Stack
 
+_A_PART = "hooks see only a copy or another view of it, whose gradient is a part of its own"
+
 
 @dataclass(frozen=True)
 class Site:
-    """One row of the activations table, but for its numbers."""
+    """One row of the activations table, but for its numbers; of a partial one the gradient is not known."""
 
     stack: int
     block: int
@@ -17,6 +19,7 @@ class Site:
     depth: int
     site: str
     point: Point
+    is_partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ def _add_stack(stack: Stack, sites: list[Site], hidden: list[str]) -> None:
     if stack.start is None:
         hidden.append(f"State 0 of stack {stack.index} is not measured: no module shows it.")
     else:
-        sites.append(Site(stack.index, -1, "embedding", 0, "state", stack.start))
+        sites.append(Site(stack.index, -1, "embedding", 0, "state", stack.start, stack.start_is_partial))
+        if stack.start_is_partial:
+            hidden.append(f"The gradient of state 0 of stack {stack.index} is not measured: {_A_PART}.")
     for branch in stack.branches:
         place = (stack.index, branch.block, branch.kind, branch.depth)
         wanted = [("state", branch.state), ("write", branch.write), ("branch_output", branch.output)]
@@ -58,7 +63,12 @@ def _add_stack(stack: Stack, sites: list[Site], hidden: list[str]) -> None:
                     f"(stack {stack.index}) is not measured: no module shows it."
                 )
             else:
-                sites.append(Site(*place, name, point))
+                sites.append(Site(*place, name, point, name in branch.partial))
         if branch.sum is not None:
-            sites.append(Site(*place, "sum", branch.sum))
+            sites.append(Site(*place, "sum", branch.sum, "sum" in branch.partial))
+        hidden += [
+            f"The gradient of the {name} of the {branch.kind} branch of block {branch.block} (stack {stack.index}) is not "
+            f"measured: {_A_PART}."
+            for name in branch.partial
+        ]
         sites += [Site(*place, "branch_input", point) for point in branch.inputs]

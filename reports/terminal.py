@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import words
+from .details import details
 from .sketch import typical_block
 from .text_sketch import rows, text_sketch
 from .theme import plain
@@ -38,13 +39,17 @@ def show_anatomy(anatomy: Anatomy, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.print(Text(words.anatomy_sentence(anatomy)))
     for stack in anatomy.stacks:
-        table = Table(
-            "blocks", "branch", "norm placement", "norm kind", "bias", "skip scale", "ledger error", box=SIMPLE
-        )
+        table = Table(box=SIMPLE)
+        for name in ("blocks", "branch", "placement", "norms", "bias", "inside", "ledger"):
+            table.add_column(name, no_wrap=name in ("blocks", "ledger"))
         for row in rows(stack):
             table.add_row(*(Text(cell) for cell in row))
         title = f"Stack {stack.index}: {stack.n_blocks} blocks, {stack.width} wide"
         console.print(Text(title, style="bold"), table, Text(text_sketch(typical_block(stack))), Text(""))
+    for sentence in details(anatomy):
+        console.print(Text(sentence))
+    for note in anatomy.notes:
+        console.print(Text(f"Note: {plain(note, 600)}"))
     for problem in anatomy.problems:
         console.print(Text(f"Not certain: {plain(problem, 600)}", style="yellow"))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rheoscope.probes.anatomy import Branch, Stack
 
+from .details import inside_of
 from .sketch import branch_name, norm_name
 from .theme import number
 
@@ -34,7 +35,7 @@ def alike(stack: Stack) -> Iterator[tuple[int, int, tuple[Branch, ...]]]:
 
 
 def rows(stack: Stack) -> Iterator[tuple[str, ...]]:
-    """Yield one row a branch of each run of like blocks: blocks, branch, placement, norms, bias, scale, ledger error."""
+    """Yield one row a branch of each run of like blocks: blocks, branch, placement, norms, bias, inside, ledger error."""
     for first, last, branches in alike(stack):
         inside = [branch for branch in stack.branches if first <= branch.block <= last]
         for position, branch in enumerate(branches):
@@ -46,7 +47,7 @@ def rows(stack: Stack) -> Iterator[tuple[str, ...]]:
                 branch.placement + (", parallel" if branch.is_parallel else ""),
                 norm_name(branch) if branch.placement != "none" else "-",
                 "yes" if branch.output_bias else "no",
-                "" if branch.scale == 1 else number(branch.scale),
+                "; ".join(inside_of(branch)),
                 number(max(proven), 2) if proven and len(proven) == len(errors) else "not certified",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
@@ -52,7 +53,17 @@ def _stack(flow: Dataflow, plan: Plan, stream: Stream, index: int, found: list[S
     names = _sources(flow, stream.start)
     start_parameters = tuple(name for name in names if name in trainable)
     n_streams, mixing = _mixing(flow, stream, found)
-    return Stack(index, made, plan.of_state(stream.start), start_parameters, _width(flow, stream), n_streams, mixing)
+    start = plan.of_state(stream.start)
+    return Stack(
+        index,
+        made,
+        start,
+        start_parameters,
+        _width(flow, stream),
+        n_streams,
+        mixing,
+        start_is_partial=start is not None and not plan.shows_whole_gradient(stream.start, start),
+    )
 
 
 def _sources(flow: Dataflow, value: int) -> list[str]:
@@ -145,7 +156,20 @@ def _branch(
         inputs=tuple(dict.fromkeys(point for point in input_points if point is not None)),
         is_gated_skip="gate" in link.skip_kinds,
     )
+    made = replace(made, partial=tuple(_partial(plan, link, made)))
     return made if made.write is not None or made.terms else _with_seen(plan, link, made)
+
+
+def _partial(plan: Plan, link: Link, made: Branch) -> Iterator[str]:
+    """Yield which of the branch's points show a copy or a view, whose gradient is not the whole one."""
+    shown = (
+        ("state", link.state, made.state),
+        ("sum", link.add.result, made.sum),
+        ("write", link.add.branch, made.write),
+    )
+    for name, value, point in shown:
+        if point is not None and not plan.shows_whole_gradient(value, point):
+            yield name
 
 
 def _terms(plan: Plan, link: Link) -> tuple[Point, ...]:

@@ -11,15 +11,21 @@ from .dataflow import Dataflow
 from .form import Form
 from .routes import Route, Routes
 
+MOST_VIEWS = 64  # views of views that are followed
+
 
 @dataclass(frozen=True)
 class Sighting:
-    """One place where a value enters or leaves a module, in which form, and when."""
+    """One place where a value enters or leaves a module, in which form, and when.
+
+    ``is_part`` tells that it is a view which not all that reads the value goes through: its gradient is a part.
+    """
 
     point: Point
     moment: int
     is_input: bool
     form: Form
+    is_part: bool = False
 
     @property
     def nesting(self) -> int:
@@ -44,11 +50,13 @@ class Plan:
             for position, value in entry.inputs:
                 point = Point(entry.path, "input", position, entry.nth)
                 form = entry.forms["input", position]
-                self._sightings[value].append(Sighting(point, entry.entered_at, is_input=True, form=form))
+                is_part = not self._is_read_through(value, entry.objects["input", position])
+                self._sightings[value].append(Sighting(point, entry.entered_at, True, form, is_part))
             for position, value in entry.outputs:
                 point = Point(entry.path, "output", position, entry.nth)
                 form = entry.forms["output", position]
-                self._sightings[value].append(Sighting(point, entry.left_at, is_input=False, form=form))
+                is_part = not self._is_read_through(value, entry.objects["output", position])
+                self._sightings[value].append(Sighting(point, entry.left_at, False, form, is_part))
         self._settled_routes = Routes(flow, lambda value: bool(self._settled(value)))
         self._all_routes = Routes(flow, lambda value: bool(self._sightings.get(value)))
 
@@ -57,6 +65,20 @@ class Plan:
         route = self._settled_routes.exact(value)
         found = self.state_sighting(route.value) if route else None
         return found.point if found else None
+
+    def shows_whole_gradient(self, value: int, point: Point | None) -> bool:
+        """Return whether the gradient at ``point`` is that of ``value``: not of a copy or view that only some calls read.
+
+        The gradient of a value comes from all that reads it; a copy on the way to one reader knows of that one alone.
+        """
+        route = self._settled_routes.exact(value) or self._all_routes.exact(value)
+        if route is None or point is None:
+            return False
+        seen = next((s for s in self._sightings[route.value] if s.point == point), None)
+        if seen is None or seen.is_part:
+            return False
+        sources = [step.here if step.is_forward else step.there for step in route.steps]
+        return all(len(self._flow.consumers.get(source, [])) <= 1 for source in sources)
 
     def of_branch(self, value: int) -> Point | None:
         """Return where a branch's write is seen: the last module that returns it before the add."""
@@ -68,7 +90,7 @@ class Plan:
         """Return where a value is seen as it is made: the first module that returns it, else the first that reads."""
         route = self._all_routes.exact(value)
         found = self._sightings.get(route.value, []) if route else []
-        best = min(found, key=lambda s: (s.is_input, s.moment), default=None)
+        best = min(found, key=lambda s: (s.is_part, s.is_input, s.moment), default=None)
         return best.point if best else None
 
     def expression(self, value: int, *, through_adds: bool) -> list[Route]:
@@ -78,11 +100,11 @@ class Plan:
 
     def state_sighting(self, value: int) -> Sighting | None:
         """Return the preferred sighting of a value of the stream."""
-        return min(self._best(value), key=lambda s: (s.nesting, s.is_input, s.moment), default=None)
+        return min(self._best(value), key=lambda s: (s.is_part, s.nesting, s.is_input, s.moment), default=None)
 
     def branch_sighting(self, value: int) -> Sighting | None:
         """Return the preferred sighting of a value of a branch."""
-        return max(self._best(value), key=lambda s: (not s.is_input, s.moment), default=None)
+        return max(self._best(value), key=lambda s: (not s.is_part, not s.is_input, s.moment), default=None)
 
     def dropout(self, value: int) -> float:
         """Return the probability of the dropout that all sightings of ``value`` come before, 0 without one."""
@@ -97,6 +119,17 @@ class Plan:
                 break
             shared.append(parts[0])
         return ".".join(shared)
+
+    def _is_read_through(self, value: int, seen: int) -> bool:
+        """Return whether all calls that read ``value`` read the tensor object ``seen`` or a view of it."""
+        viewed = self._flow.trace.viewed
+        for reader in self._flow.trace.readers.get(value, ()):
+            current, steps = reader, 0
+            while current != seen and current in viewed and steps < MOST_VIEWS:
+                current, steps = viewed[current], steps + 1
+            if current != seen:
+                return False
+        return True
 
     def _best(self, value: int) -> list[Sighting]:
         return self._settled(value) or self._sightings.get(value, [])

@@ -131,11 +131,18 @@ def causal_stacks(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[bool
             return changed
 
         after = _seen(model, _changed(batch, [place], last_changed), points)
-        for index, point in enumerate(points):
-            if point in before and point in after and before[point].shape == after[point].shape:
-                verdict = _confined(before[point], after[point], length[0])
-                if verdict is not None:
-                    found[index] = verdict or bool(found[index])
+        verdicts = [
+            _confined(before[point], after[point], length[0])
+            if point in before and point in after and before[point].shape == after[point].shape
+            else None
+            for point in points
+        ]
+        for index, verdict in enumerate(verdicts):
+            # What crosses over from a stack that has changed tells nothing of who sees whom within this one.
+            crosses = any(branch.kind == "cross_attention" for branch in anatomy.stacks[index].branches)
+            others = [other for number, other in enumerate(verdicts) if number != index]
+            if verdict is not None and not (crosses and not verdict and any(other is not None for other in others)):
+                found[index] = verdict or bool(found[index])
     return found
 
 

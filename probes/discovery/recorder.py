@@ -6,6 +6,7 @@ Views and reshapes of one storage share a value for free; an in-place write make
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from rheoscope.probes.batches import tensors
 from torch import Tensor, nn
 
+from .arguments import numbers_in, probability_in, replay_of, version_of
 from .form import Form, form_of
-from .vocabulary import CASTS, DROPOUTS, PARTS, PRODUCTS, QUOTIENTS, VIEWS
+from .vocabulary import DROPOUTS, PRODUCTS, QUOTIENTS
 
 Key = tuple[int, int, int, int, int]
 Position = tuple[int | str, ...]
@@ -64,6 +66,7 @@ class ModuleCall:
     inputs: list[tuple[Position, int]] = field(default_factory=list)
     outputs: list[tuple[Position, int]] = field(default_factory=list)
     forms: dict[tuple[str, Position], Form] = field(default_factory=dict)
+    objects: dict[tuple[str, Position], int] = field(default_factory=dict)  # which tensor object was seen
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Trace:
             sees the value earlier sees it before dropout in training.
         dropout: value -> probability of that dropout.
         n_opaque: values that appeared from a module without any call that the trace saw.
+        readers: value -> the tensor objects in which calls read it; several views of one value are several objects.
+        viewed: tensor object -> the one that it is a view of.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -90,6 +95,8 @@ class Trace:
     settled: dict[int, int] = field(default_factory=dict)
     dropout: dict[int, float] = field(default_factory=dict)
     n_opaque: int = 0
+    readers: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    viewed: dict[int, int] = field(default_factory=dict)
 
     def n_elements(self, value: int) -> int:
         """Return the number of elements of ``value``."""
@@ -113,6 +120,7 @@ class Recorder:
         self.trace = Trace()
         self._ids: dict[Key, int] = {}
         self._alive: list[Any] = []
+        self._objects: dict[int, Tensor] = {}
         self._stack: list[ModuleCall] = []
         self._nth: dict[str, int] = {}
         self._produced: set[int] = set()
@@ -145,31 +153,38 @@ class Recorder:
             self._clock += 1
             inputs = [self._read(tensor) for tensor in given]
             forms = {self._value(tensor): form_of(tensor) for tensor in given}
-            versions = [_version(tensor) for tensor in given]
+            versions = [version_of(tensor) for tensor in given]
         result = function(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             late = {id(tensor) for tensor in written or ()}
             if written is None:
-                written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+                written = [t for t, version in zip(given, versions, strict=True) if version_of(t) != version]
             fresh = [*written, *(t for _, t in tensors(result))]
             bumps = [int(id(t) in late) for t in fresh]
             made = [self._value(tensor, bump) for tensor, bump in zip(fresh, bumps, strict=True)]
             for tensor, value in zip(fresh, made, strict=True):
+                source = next(
+                    (t for t, read in zip(given, inputs, strict=True) if read == value and t is not tensor), None
+                )
+                if source is not None:
+                    self.trace.viewed.setdefault(self._object(tensor), self._object(source))
                 self._latest[self._place(tensor)] = value
                 forms.setdefault(value, form_of(tensor))
             for tensor in written:
                 self._written[self._place(tensor)[0]] = self._value(tensor, int(id(tensor) in late))
             outputs = [v for v in dict.fromkeys(made) if v not in self._produced and v not in inputs]
             if outputs:
-                numbers = _numbers(args, kwargs)
+                for tensor, value in zip(given, inputs, strict=True):
+                    self.trace.readers[value].add(self._object(tensor))
+                numbers = numbers_in(args, kwargs)
                 text = next((a for a in args if isinstance(a, str)), str(kwargs.get("approximate", "")))
-                replay = _replay(name, function, args, kwargs) if not written else None
+                replay = replay_of(name, function, args, kwargs) if not written else None
                 factors = self._factors(name, given, outputs[0])
                 self._add(name, inputs, outputs, numbers, text, forms, replay, factors)
-            elif name in DROPOUTS and _probability(args, kwargs) > 0:
+            elif name in DROPOUTS and probability_in(args, kwargs) > 0:
                 for value in made:
                     self.trace.settled[value] = self._clock
-                    self.trace.dropout[value] = _probability(args, kwargs)
+                    self.trace.dropout[value] = probability_in(args, kwargs)
         return result
 
     def entered(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -183,6 +198,7 @@ class Recorder:
             for position, tensor in [*tensors(args), *tensors(kwargs)]:
                 found.inputs.append((position, self._read(tensor)))
                 found.forms["input", position] = form_of(tensor)
+                found.objects["input", position] = self._object(tensor)
             self.trace.calls.append(found)
             self._stack.append(found)
 
@@ -205,6 +221,7 @@ class Recorder:
                         self._add("opaque", [v for _, v in found.inputs], [value])
                 found.outputs.append((position, value))
                 found.forms["output", position] = form_of(tensor)
+                found.objects["output", position] = self._object(tensor)
             found.last, found.left_at = len(self.trace.operations), self._clock
             self._stack.pop()
 
@@ -242,6 +259,12 @@ class Recorder:
         self._latest[place] = value
         return value
 
+    def _object(self, tensor: Tensor) -> int:
+        """Return what tells this tensor object from other views of its value; it is kept alive."""
+        if id(tensor) not in self._objects:
+            self._objects[id(tensor)] = tensor
+        return id(tensor)
+
     def _value(self, tensor: Tensor, bump: int = 0) -> int:
         key = self._key(tensor, bump)
         if key not in self._ids:
@@ -259,31 +282,8 @@ class Recorder:
         try:
             storage, offset, count = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
             if tensor.layout == torch.strided and type(offset) is int and type(count) is int:
-                return (storage, _version(tensor) + bump, offset, count, form_of(tensor).span)
+                return (storage, version_of(tensor) + bump, offset, count, form_of(tensor).span)
         except (RuntimeError, NotImplementedError):
             pass  # wrappers of transforms and sparse tensors have no storage to tell them by
         self._alive.append(tensor)
         return (id(tensor), 0, -1, 0, 0)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _numbers(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, ...]:
-    found = [*args, *(kwargs[name] for name in ("alpha", "value", "other", "weight") if name in kwargs)]
-    return tuple(float(a) for a in found if isinstance(a, int | float) and not isinstance(a, bool))
-
-
-def _replay(
-    name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-) -> Callable[[Tensor], Any] | None:
-    if (name not in VIEWS and name not in PARTS) or name in CASTS or not args or not isinstance(args[0], Tensor):
-        return None
-    rest = tuple(args[1:])
-    return lambda tensor: function(tensor, *rest, **kwargs)
-
-
-def _probability(args: Sequence[Any], kwargs: dict[str, Any]) -> float:
-    given = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-    return float(given) if isinstance(given, int | float) else 0.5
