@@ -11,7 +11,7 @@ SOURCES := $(shell find facade probes diagnostics reports lab -name '*.py' -o -n
 # The editable install links file by file: it is renewed when the set of files changes, not when their text does.
 FILES := $(VENV)/.files-$(shell printf '%s\n' $(SOURCES) | sort | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format bench install zoo clean
+.PHONY: demo test check format install zoo bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,12 +28,12 @@ check: $(VENV)/.dev $(FILES) ## lint, format check, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
-	$(BIN)/python benchmarks/report.py docs/performance.md
-
 zoo: $(VENV)/.dev $(FILES) ## discover every model type of transformers, write docs/zoo.md (resumable; timm is optional)
 	-$(BIN)/python -m pip install --quiet --no-deps timm
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m zoo
+
+bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
+	$(BIN)/python benchmarks/report.py docs/performance.md
 
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

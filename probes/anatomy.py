@@ -105,6 +105,16 @@ class Branch:
     hidden: HiddenAnatomy | None = None
     partial: tuple[str, ...] = ()
 
+    def whole(self, name: str) -> Point | None:
+        """Return where ``state``, ``sum`` or ``write`` shows its whole gradient; None where no hook sees that."""
+        point: Point | None = getattr(self, name)
+        return None if name in self.partial else point
+
+    @property
+    def added(self) -> Point | None:
+        """Where sum k shows its whole gradient: at the state where the two are one."""
+        return self.whole("sum" if self.sum is not None else "state")
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -177,6 +187,14 @@ class Anatomy:
     def branches(self) -> tuple[Branch, ...]:
         """All branches, stack after stack."""
         return tuple(branch for stack in self.stacks for branch in stack.branches)
+
+    def before(self, index: int) -> Point | None:
+        """Return where the state before branch ``index`` shows its whole gradient; None where no hook sees that."""
+        branch = self.branches[index]
+        if branch.depth == 1:
+            stack = self.stacks[branch.stack]
+            return None if stack.start_is_partial else stack.start
+        return self.branches[index - 1].whole("state")
 
     @property
     def blocks(self) -> tuple[tuple[Branch, ...], ...]:

@@ -56,11 +56,11 @@ class ActivationColumns:
         self._constant = {name: _array(2 * values) for name, values in places.items()}
         self._constant["direction"] = _array(["forward"] * len(sites) + ["backward"] * len(sites))
         self._index = np.array([rows[s.point] for s in sites] + [n + rows[s.point] for s in sites], dtype=np.int64)
-        # Of a partial site hooks see a copy, whose gradient is a part of its own.
-        self._is_whole = np.array([True] * len(sites) + [not site.is_partial for site in sites], dtype=bool)
         adds = {(branch.stack, branch.depth): index for index, branch in enumerate(anatomy.branches)}
         written = [adds[s.stack, s.depth] if s.site == "write" else -1 for s in sites]
         self._written = np.array(written + [-1] * len(sites), dtype=np.int64)
+        # Of a copy the gradient is a part of the tensor's own: it is not recorded as the whole.
+        self._is_whole = np.array([True] * len(sites) + [not s.is_partial for s in sites], dtype=bool)
         self._paths = _PathColumns(anatomy, {point: n + row for point, row in rows.items()})
 
     def of(self, numbers: Sequence[Numbers]) -> Columns:
@@ -92,16 +92,10 @@ class _PathColumns:
         branches = anatomy.branches
         columns = {name: [getattr(b, "kind" if name == "branch" else name) for b in branches] for name in PLACE}
         self._constant = {name: _array(values) for name, values in columns.items()}
-        starts = [
-            anatomy.stacks[b.stack].start if b.depth == 1 else branches[i - 1].state for i, b in enumerate(branches)
-        ]
-        self._before = np.array([back.get(point, -1) for point in starts], dtype=np.int64)
-        self._total = np.array([back.get(b.sum or b.state, -1) for b in branches], dtype=np.int64)
-        self._state = np.array([back.get(b.state, -1) for b in branches], dtype=np.int64)
+        self._before = np.array([back.get(anatomy.before(i), -1) for i in range(len(branches))], dtype=np.int64)
+        self._total = np.array([back.get(b.added, -1) for b in branches], dtype=np.int64)
+        self._state = np.array([back.get(b.whole("state"), -1) for b in branches], dtype=np.int64)
         self._scale = np.array([b.scale for b in branches])
-        self._is_known = np.array(
-            [b.sum is None or not {"state", "sum"} & set(b.partial) for b in branches], dtype=bool
-        )
         self._is_identity = np.array([b.sum is None for b in branches], dtype=bool)
 
     def of(self, numbers: Sequence[Numbers]) -> Columns:
@@ -117,7 +111,7 @@ class _PathColumns:
             known = (n > 0) & np.isfinite(product) & np.isfinite(branch) & np.isfinite(skip)
             size = np.sqrt(skip * branch)
             gain = np.where((n_state > 0) & (n_total > 0) & (state > 0), np.sqrt(total / state), np.nan)
-            gain = np.abs(self._scale) * np.where(self._is_identity, 1.0, np.where(self._is_known, gain, np.nan))
+            gain = np.abs(self._scale) * np.where(self._is_identity, 1.0, gain)
             values = {
                 "skip_gain": gain,
                 "skip_rms": np.where(known, np.sqrt(skip / n), np.nan),

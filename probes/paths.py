@@ -32,14 +32,8 @@ class Paths:
         self.arriving: dict[Point, int] = {}
         self.write_of: dict[Point, int] = {}
         for index, branch in enumerate(anatomy.branches):
-            before = anatomy.stacks[branch.stack].start if branch.depth == 1 else anatomy.branches[index - 1].state
-            source = branch.sum or branch.state
-            if branch.depth == 1:
-                is_part = anatomy.stacks[branch.stack].start_is_partial
-            else:
-                is_part = "state" in anatomy.branches[index - 1].partial
-            is_part = is_part or ("sum" if branch.sum is not None else "state") in branch.partial
-            if source is not None and before is not None and not is_part:
+            before, source = anatomy.before(index), branch.added
+            if source is not None and before is not None:
                 self.leaving[source] = (index, branch.scale)
                 self.arriving[before] = index
                 if branch.write is not None:

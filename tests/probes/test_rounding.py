@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -74,11 +73,11 @@ def test_a_stream_in_float32_is_not_measured(tmp_path: Path) -> None:
 
 
 def test_an_operand_that_was_written_into_is_not_believed(tmp_path: Path) -> None:
-    model = NanoGPT("inplace").train().to(torch.bfloat16)
-    expected = lost(model)
+    inplace, plain = NanoGPT("inplace").to(torch.bfloat16), NanoGPT("pre").to(torch.bfloat16)
+    plain.load_state_dict(inplace.state_dict())
 
-    found = shares(model, tmp_path / "run")
+    found, expected = shares(inplace, tmp_path / "run"), shares(plain, tmp_path / "plain")
 
-    # x += write overwrites a skip operand before the sum is seen, except where the hook saw a copy of it.
-    assert [math.isnan(value) for value in found] == [True, False, True, False]
-    assert found[1::2] == pytest.approx(expected[1::2], rel=1e-3)
+    # x += write overwrites the skip operand before the sum is seen; between two branches hooks see a copy that stays.
+    assert [value == value for value in found] == [False, True, False, True]
+    assert found[1::2] == pytest.approx(expected[1::2], rel=1e-5)
