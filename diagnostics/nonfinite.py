@@ -116,7 +116,9 @@ def _broken_weights(tables: Tables, step: int) -> list[str]:
     # A table without any weight's size says nothing about weights.
     if not np.isfinite(rows["weight_rms"].to_numpy(float)).any():
         return []
-    at = rows[rows["step"] == step]
+    # Weights are recorded after a step: those that it began with are the last ones of an earlier step.
+    before = rows[rows["step"] < step]
+    at = before[before["step"] == before["step"].max()]
     return sorted(at.loc[~np.isfinite(at["weight_rms"].to_numpy(float)), "name"].astype(str))
 
 
@@ -141,11 +143,13 @@ def _parameters_only(tables: Tables, loss_step: int | None) -> list[Finding]:
     """Report a gradient of a parameter that is not finite where every tapped tensor is."""
     rows = tables.parameters
     is_bad = (rows["gradient_state"] == "value") & ~np.isfinite(rows["gradient_rms"].to_numpy(float))
-    bad = rows[is_bad & np.isfinite(rows["weight_rms"].to_numpy(float))]
+    bad = rows[is_bad]
     if not len(bad) or (loss_step is not None and loss_step < int(bad["step"].min())):
         return []
     step = int(bad["step"].min())
-    names = sorted(bad.loc[bad["step"] == step, "name"].astype(str))
+    names = sorted(set(bad.loc[bad["step"] == step, "name"].astype(str)) - set(_broken_weights(tables, step)))
+    if not names:
+        return []
     return [
         Finding(
             code="nonfinite-gradient",

@@ -115,7 +115,7 @@ def test_weights_that_were_not_finite_before_the_step_are_the_cause(made: Any) -
     recording = made(steps=(0, 10))
     spoil(recording, 0, "state", step=10)
     name = "blocks.0.4.mlp.weight"
-    recording.set("parameters", "weight_rms", float("nan"), step=10, name=name)
+    recording.set("parameters", "weight_rms", float("nan"), step=0, name=name)  # after step 0
 
     (finding,) = first_nonfinite(Tables(recording.recording()))
 
