@@ -31,6 +31,7 @@ check: $(VENV)/.dev $(FILES) ## lint, format check, types
 zoo: $(VENV)/.dev $(FILES) ## discover every model type of transformers, write docs/zoo.md (resumable; timm is optional)
 	-$(BIN)/python -m pip install --quiet --no-deps timm
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m zoo
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m zoo.timm_types
 
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rheoscope.probes import hooked, probe, taps
+from rheoscope.probes import function_taps, hooked, probe, taps
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.recorder import attach
 from rivals import put_on_naive_hooks, put_on_readers
@@ -64,6 +64,8 @@ class Inside:
             (hooked.Hook, "__call__"),
             (taps._Tap, "_see_node"),
             (taps._Tap, "_see_gradient"),
+            (function_taps.FunctionTaps, "_measure"),
+            (function_taps.FunctionTaps, "_quietly"),
             (probe.Probe, "step"),
         ):
             setattr(owner, name, self.timed(getattr(owner, name)))
@@ -73,7 +75,7 @@ class Loop:
     """A model in training; ``run`` returns the CPU seconds of so many steps and how many were inside callbacks."""
 
     def __init__(self, setting: Setting, kind: str, folder: Path, inside: Inside) -> None:
-        """Build the model; ``kind`` is plain, every=<n>, idle, control or naive."""
+        """Build the model; ``kind`` is plain, every=<n>, all=<n>, idle, control or naive."""
         torch.manual_seed(0)
         sizes = {"n_positions": setting.batch[1], "n_embd": setting.width, "n_layer": setting.n_blocks, "n_head": 4}
         self.model: nn.Module = GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=2048, bos_token_id=0, eos_token_id=0))
@@ -82,9 +84,10 @@ class Loop:
         self.tokens = torch.randint(2048, setting.batch)
         self.inside = inside
         self.probe: probe.Probe | None = None
-        if kind == "idle" or kind.startswith("every="):
-            every = NEVER if kind == "idle" else int(kind.removeprefix("every="))
-            self.probe = attach(self.model, self.optimizer, every=every, folder=folder, strict=True)
+        if kind == "idle" or "=" in kind:
+            every = NEVER if kind == "idle" else int(kind.partition("=")[2])
+            options: dict[str, Any] = {"every": every, "attention": not kind.startswith("every="), "strict": True}
+            self.probe = attach(self.model, self.optimizer, folder=folder, **options)
         elif kind != "plain":
             put_on = {"control": put_on_readers, "naive": put_on_naive_hooks}[kind]
             put_on(self.model, self.optimizer, discover(self.model, {"input_ids": self.tokens}), inside.timed)

@@ -162,9 +162,14 @@ def provenance(recording: Recording) -> list[tuple[str, str]]:
     return [
         ("Versions", versions or "unknown"),
         ("Recording format", plain(manifest.get("format", "unknown"))),
-        ("Schedule", f"every {plain(schedule.get('every', '?'))} steps in full"),
+        ("Schedule", _schedule(schedule)),
         ("Gradients", plain(manifest.get("gradients", "unknown"), 300)),
     ]
+
+
+def _schedule(schedule: dict[str, object]) -> str:
+    every, words_ = schedule.get("every"), schedule.get("words")
+    return f"every {plain(every)} steps in full" if every else plain(words_ or "a schedule of the user's own", 300)
 
 
 def not_measured(recording: Recording) -> list[str]:

@@ -52,6 +52,7 @@ class Outcome:
     error: float | None
     scale: float = 1.0
     hidden: tuple[str, ...] = ()
+    is_trivial: bool = False
 
 
 def entry(flow: Dataflow, plan: Plan, add: Add, operands: list[int]) -> Entry:
@@ -144,7 +145,7 @@ def outcome(line: Entry, seen: dict[int, Tensor]) -> Outcome:
         return Outcome(None)
     size = float(total.norm())
     error = float((total - skip - write).norm())
-    return Outcome(error / size if size else float(error > 0))
+    return Outcome(error / size if size else float(error > 0), is_trivial=not bool(write.any()))
 
 
 def _summed(found: tuple[Reading, ...] | None, seen: dict[int, Tensor]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from rheoscope.probes.anatomy import LEDGER_TOLERANCE, Anatomy, Branch
@@ -14,17 +15,29 @@ MOST_ALIKE = 3  # sentences of one kind; the rest is counted
 def certified(anatomy: Anatomy, outcomes: list[Outcome]) -> Anatomy:
     """Return the anatomy with the error of every add, and a problem for each that is not certified."""
     stacks, problems = [], list(anatomy.problems)
+    trivial: list[Branch] = []
     remaining = iter(outcomes)
     for stack in anatomy.stacks:
         checked = []
         for branch in stack.branches:
             found = next(remaining)
             checked.append(replace(branch, ledger_error=found.error))
+            trivial += [branch] if found.is_trivial else []
             problem = _problem(branch, found)
             if problem:
                 problems.append(problem)
         stacks.append(replace(stack, branches=tuple(checked)))
-    return replace(anatomy, stacks=tuple(stacks), problems=tuple(problems))
+    notes = (*anatomy.notes, *_note(trivial))
+    return replace(anatomy, stacks=tuple(stacks), problems=tuple(problems), notes=notes)
+
+
+def _note(trivial: list[Branch]) -> Iterator[str]:
+    if trivial:
+        first = trivial[0]
+        yield (
+            f"{len(trivial)} branches write 0 on this model as it stands, first the {first.kind} branch of block {first.block} "
+            f"(stack {first.stack}): their adds close, which does not prove where the write is seen."
+        )
 
 
 def _problem(branch: Branch, found: Outcome) -> str | None:

@@ -96,3 +96,13 @@ def test_every_gradient_that_is_recorded_is_the_whole_one(name: str) -> None:
 def capture(seen: dict[object, Tensor], point: object) -> Callable[[Tensor], None]:
     """Return what keeps the gradient of the tensor that it is given."""
     return lambda tensor: tensor.register_hook(lambda gradient: seen.__setitem__(point, gradient)) and None
+
+
+def test_branches_that_write_nothing_are_noted_since_their_adds_prove_nothing() -> None:
+    model = Stream(lambda x: x)
+    torch.nn.init.zeros_(model.mlps[1][2].weight)
+    torch.nn.init.zeros_(model.mlps[1][2].bias)
+
+    anatomy = discover(model, torch.randn(2, 3, WIDTH))
+
+    assert [note for note in anatomy.notes if "1 branches write 0" in note and "block 1" in note]
