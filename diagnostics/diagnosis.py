@@ -124,7 +124,9 @@ def _not_judged(tables: Tables) -> Iterator[str]:
     if tables.anatomy.branches and not len(tables.bias_share().dropna()):
         yield f"Bias shares were not judged: {_why_no_bias_share(tables)}."
     if not len(tables.recording.table("attention")):
-        yield "Attention logits and entropy were not judged: this version does not record them."
+        yield "Attention was not judged: no attention call was seen, or it was not asked for."
+    else:
+        yield "Attention logits and entropy are shown, not judged: no limit of theirs is tried well enough yet."
 
 
 def _why_no_bias_share(tables: Tables) -> str:

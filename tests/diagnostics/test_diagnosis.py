@@ -126,7 +126,7 @@ def test_an_empty_recording_passes_and_says_that_nothing_was_judged(made: Any) -
         ({}, "Updates were not judged: no optimizer step was recorded."),
         ({"update": lambda block: 1e-3}, "Updates were not judged: the first 10 steps belong to warm-up"),
         ({}, "Bias shares were not judged: no branch was found to end in a bias."),
-        ({}, "Attention logits and entropy were not judged"),
+        ({}, "Attention was not judged"),
     ],
 )
 def test_what_was_not_judged_is_said(made: Any, options: dict[str, Any], words: str) -> None:
@@ -140,7 +140,7 @@ def test_what_was_judged_is_not_said_to_be_missing(made: Any) -> None:
 
     found = diagnose(full.recording()).not_judged
 
-    assert found == ("Attention logits and entropy were not judged: this version does not record them.",)
+    assert found == ("Attention was not judged: no attention call was seen, or it was not asked for.",)
 
 
 def test_every_sentence_ends_like_one(made: Any) -> None:
