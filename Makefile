@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 # Without setuptools' warning that an editable install is one.
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 SOURCES := $(shell find facade probes diagnostics reports lab -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js' 2>/dev/null)
-# The editable install links file by file: it is renewed when the set of files changes, not when their text does.
-FILES := $(VENV)/.files-$(shell printf '%s\n' $(SOURCES) | sort | cksum | cut -d' ' -f1)
+KERNEL := setup.py $(wildcard probes/kernels/*.c probes/kernels/*.h)
+# The editable install links file by file: it is renewed when the set of files changes, or the text of what is compiled.
+FILES := $(VENV)/.files-$(shell (printf '%s\n' $(SOURCES) | sort; cat $(KERNEL)) | cksum | cut -d' ' -f1)
 
 .PHONY: demo test check format install zoo bench clean
 .DEFAULT_GOAL := help
