@@ -64,11 +64,13 @@ class Comparison:
         ``gradient_ratio``: gradient RMS after the first block over that after the last, at init.
         ``embedding_gradient_rms``: of state 0, at init. ``loss_last``: mean of the last tenth. ``bias_share``: the
         largest over branches at the last sampled step. ``bias_gradient_share``: energy of bias gradients over all
-        gradients of the blocks, mean over blocks at the last sampled step.
+        gradients of the blocks, mean over blocks at the last sampled step. ``amplification_exponent``: see
+        ``growth_with_depth``; missing where the variants were examined at one depth alone.
 
         With several stacks (encoder and decoder) what runs along depth is that of the last one, whose end the loss reads.
         """
-        return pd.DataFrame([self._row(label) for label in self.labels])
+        frame = pd.DataFrame([self._row(label) for label in self.labels])
+        return frame.merge(self.growth_with_depth().drop(columns="group"), on="label", how="left")
 
     def _row(self, label: str) -> dict[str, Any]:
         run, start = Tables(self.recordings[label]), Tables(self.initial(label))

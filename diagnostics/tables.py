@@ -99,6 +99,20 @@ class Tables:
         means = {name: (name, "mean") for name in ("logit_std", "entropy_ratio", "sink_share")}
         return joined.agg(logit_max=("logit_max", "max"), **means)
 
+    def attention_by_block(self) -> pd.DataFrame:
+        """Return step, stack, block, logit_max, entropy_ratio, sink_share: the largest, lowest and largest over heads."""
+        joined = self.attention().groupby(["step", "stack", "block"], as_index=False, sort=True)
+        extremes = {"entropy_ratio": ("entropy_ratio", "min"), "sink_share": ("sink_share", "max")}
+        return joined.agg(logit_max=("logit_max", "max"), **extremes)
+
+    def busiest_experts(self) -> pd.DataFrame:
+        """Return step, stack, block, excess: the busiest expert's load times the number of experts, 1 where it is even."""
+        rows = self.experts()
+        rows = rows[rows["expert"] >= 0].dropna(subset=["load"])
+        joined = rows.groupby(["step", "stack", "block"], as_index=False, sort=True)
+        frame = joined.agg(load=("load", "max"), n=("expert", "nunique"))
+        return frame.assign(excess=frame["load"] * frame["n"])
+
     def tokens(self) -> pd.DataFrame:
         """Return step, place, cosine, angular_distance of every state, the micro-batches averaged."""
         rows = self.recording.table("tokens")

@@ -20,7 +20,7 @@ from .attention_logits import default_scale, n_chosen, of_dot_products, of_modif
 from .attention_statistics import N_CHOOSING, N_SUMS, bound, head_sums, largest_alone, statistics, together
 from .device_rows import DeviceRows
 from .plain import is_plain
-from .running import ATTENTION_KINDS, Moment, places
+from .running import ATTENTION_KINDS, Moment, place_of, places
 from .scratch import Scratch
 
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -223,10 +223,7 @@ class AttentionCalls:
             for (call, sums), (branch, nth) in zip(mine, placed, strict=True):
                 place = {
                     "micro_step": micro_step,
-                    "stack": branch.stack if branch else -1,
-                    "block": branch.block if branch else -1,
-                    "branch": branch.kind if branch else None,
-                    "depth": branch.depth if branch else -1,
+                    **place_of(branch),
                     "call": nth,
                 }
                 for head, row in enumerate(sums.tolist()):

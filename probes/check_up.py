@@ -72,8 +72,10 @@ def examine(
         numbers = parameters.take()
         pending.add(0, taps.take(), numbers)
         pending.write(log.append)
+        hidden = [*taps.layout.not_measured, *anatomy.problems]
         if taps.relations is not None:
-            taps.relations.take(0)
+            told = taps.relations.take(0)
+            hidden += [told] if told else []
             taps.relations.write(log.append)
         skips = skip_path(model, batch, anatomy, lambda output: _loss_of(output, batch, loss_fn))
         identities = [*_ledger(anatomy), *skips, *amplification(model, batch, anatomy, seed=seed)]
@@ -83,7 +85,7 @@ def examine(
         log.append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
     head["gradients"] = "of one backward, before any optimizer"
     head["status"] = "closed"
-    head["not_measured"] = [*taps.layout.not_measured, *anatomy.problems]
+    head["not_measured"] = hidden
     return Recording(head, anatomy, log.memory())
 
 

@@ -20,7 +20,7 @@ from .anatomy import Anatomy
 from .device_rows import DeviceRows
 from .expert_weights import ExpertWeights
 from .plain import is_plain
-from .running import Moment, holder, places
+from .running import Moment, holder, place_of, places
 
 MOE_KINDS = ("moe", "mlp", "parallel", "mixer")
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -175,10 +175,7 @@ class ExpertCalls:
             for (call, numbers), (branch, nth) in zip(mine, placed, strict=True):
                 place = {
                     "micro_step": micro_step,
-                    "stack": branch.stack if branch else -1,
-                    "block": branch.block if branch else -1,
-                    "branch": branch.kind if branch else None,
-                    "depth": branch.depth if branch else -1,
+                    **place_of(branch),
                     "call": nth,
                     "gate": call.kind,
                     "n_tokens": call.n_tokens,

@@ -277,7 +277,9 @@ class Probe:
         self._pending.add(self._step, readings, parameters, self._gauge.scale)
         self._taps.give_back(readings)
         if self._taps.relations is not None:
-            self._taps.relations.take(self._step)
+            told = self._taps.relations.take(self._step)
+            if told:
+                self._event("attention_not_seen", told)
 
     def _flush(self) -> None:
         """Write everything held."""

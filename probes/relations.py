@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Point
+from .attention import unseen
 from .function_taps import FunctionTaps, Guard
 from .hooked import Hooked, is_recomputing
 from .schema import TABLES
@@ -30,6 +31,7 @@ class RelationTaps:
         self._model, self._guard = model, guard
         self._hooked: Hooked | None = None
         self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._anatomy, self._n_forwards, self._has_told = anatomy, 0, False
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], micro_step: int) -> None:
         """Look at the forward that begins with these arguments."""
@@ -44,6 +46,7 @@ class RelationTaps:
     def end(self, *, failed: bool = False) -> None:
         """Look no longer; a forward that failed is forgotten."""
         self._functions.end(failed=failed)
+        self._n_forwards += not failed
         self._tokens.end(failed=failed)
 
     def detach(self) -> None:
@@ -53,10 +56,14 @@ class RelationTaps:
             self._hooked.remove()
             self._hooked = None
 
-    def take(self, step: int) -> None:
-        """Copy what a step gave to the host, and hold it."""
-        for name, rows in (self._functions.take() | {"tokens": self._tokens.rows()}).items():
+    def take(self, step: int) -> str | None:
+        """Copy what a step gave to the host, and hold it; return once, in a sentence, whose attention was not seen."""
+        found = self._functions.take() | {"tokens": self._tokens.rows()}
+        for name, rows in found.items():
             self._rows.setdefault(name, []).extend({**row, "step": step} for row in rows)
+        told = None if self._has_told or not self._n_forwards else unseen(self._anatomy, found["attention"])
+        self._has_told, self._n_forwards = self._has_told or told is not None, 0
+        return told
 
     def write(self, append: Callable[[str, dict[str, Any]], None]) -> None:
         """Hand everything held to ``append(table, columns)`` and forget it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from .anatomy import Anatomy
 from .kernels import by_torch
 from .sites import Layout
+from .versions import version_of
 
 SHORT = (torch.bfloat16, torch.float16)
 
@@ -79,8 +80,3 @@ class Rounding:
         """Return an operand as it was when it was seen; None once something was written into it."""
         found = self._seen.get(row)
         return found[0] if found is not None and found[1] == version_of(found[0]) else None
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return how often ``tensor`` was written to; 0 where nobody counts."""
-    return 0 if tensor.is_inference() else tensor._version

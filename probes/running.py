@@ -121,6 +121,13 @@ def holder(anatomy: Anatomy, branch: Branch) -> str:
     return ".".join(paths[0][:shared])
 
 
+def place_of(branch: Branch | None) -> dict[str, Any]:
+    """Return the columns that name a branch; -1 and null for a call that belongs to none for certain."""
+    if branch is None:
+        return {"stack": -1, "block": -1, "branch": None, "depth": -1}
+    return {"stack": branch.stack, "block": branch.block, "branch": branch.kind, "depth": branch.depth}
+
+
 def places(anatomy: Anatomy, moments: Sequence[Moment], kinds: tuple[str, ...]) -> list[tuple[Branch | None, int]]:
     """Return the branch of every call of one forward, and which call of that branch it is.
 

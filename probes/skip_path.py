@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy, Point, Stack
 from .batches import Batch, call
 from .hooked import Hooked
+from .versions import version_of
 
 Seen = dict[Point, tuple[Tensor, int]]
 
@@ -45,7 +46,7 @@ def skip_path(
     seen: Seen = {}
 
     def see(point: Point, tensor: Tensor) -> None:
-        seen[point] = (tensor, tensor._version)
+        seen[point] = (tensor, version_of(tensor))
 
     loss = None
     if wanted:
@@ -105,4 +106,4 @@ def _pulled(output: Tensor, source: Tensor, gradient: Tensor | None) -> Tensor |
 def _whole(seen: Seen, point: Point | None) -> Tensor | None:
     """Return a tensor as it was when it was seen; None once something was written into it."""
     found = seen.get(point) if point is not None else None
-    return found[0] if found is not None and found[0]._version == found[1] else None
+    return found[0] if found is not None and version_of(found[0]) == found[1] else None

@@ -21,9 +21,10 @@ from .hooked import Hooked, is_recomputing
 from .kernels import WANTS_CHANNELS, WANTS_ROW_MEANS
 from .paths import Paths, PathSums
 from .relations import RelationTaps
-from .rounding import SHORT, Rounding, version_of
+from .rounding import SHORT, Rounding
 from .sites import Layout, layout
 from .statistics import Sheet
+from .versions import version_of
 
 MOST_READINGS = 64  # forwards measured in one step; more are not
 Fail = Callable[[str, Exception], None]

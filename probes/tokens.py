@@ -17,6 +17,7 @@ from .anatomy import Anatomy, Point
 from .device_rows import DeviceRows
 from .plain import is_plain
 from .scratch import Scratch
+from .versions import version_of
 
 # Columns of a row of sums: over sequences of two tokens or more, the sum of their mean cosines, and their number; over
 # tokens, the sum of angular distances to the block before, and their number.
@@ -160,14 +161,14 @@ class TokenTaps:
             self._rows.add(torch.cat([cosines, torch.full_like(cosines, math.nan) if angles is None else angles])[None])
             if state.is_end:
                 kept = values.clone() if self._is_overwritten else values
-                self._before[state.stack] = _Before(state.block, kept, inverse, _version(kept))
+                self._before[state.stack] = _Before(state.block, kept, inverse, version_of(kept))
         self._seen.append((self._micro_step, state))
 
     def _angles(self, state: _State, values: Tensor, inverse: Tensor) -> Tensor | None:
         before = self._before.pop(state.stack, None)
         if before is None or before.block != state.block - 1 or before.state.shape != values.shape:
             return None
-        if _version(before.state) != before.version:
+        if version_of(before.state) != before.version:
             # The stream is added to in place: from the next block on a copy is kept.
             self._is_overwritten = True
             return None
@@ -190,10 +191,6 @@ class TokenTaps:
 def _sequences(state: Tensor) -> Tensor:
     """Return (batch, tokens, width): one sequence without a batch axis, positions in rows and columns flattened."""
     return state.unsqueeze(0) if state.dim() == 2 else state.flatten(1, -2)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _mean(total: float, n: float) -> float | None:

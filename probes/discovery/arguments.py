@@ -10,11 +10,6 @@ from torch import Tensor
 from .vocabulary import CASTS, PARTS, VIEWS
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return how often something was written into the tensor."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def numbers_in(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, ...]:
     """Return the numbers among the arguments of a call."""
     found = [*args, *(kwargs[name] for name in ("alpha", "value", "other", "weight") if name in kwargs)]

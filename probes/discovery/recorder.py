@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from rheoscope.probes.batches import tensors
+from rheoscope.probes.versions import version_of
 from torch import Tensor, nn
 
-from .arguments import numbers_in, probability_in, replay_of, version_of
+from .arguments import numbers_in, probability_in, replay_of
 from .form import Form, form_of
 from .vocabulary import DROPOUTS, PRODUCTS, QUOTIENTS
 

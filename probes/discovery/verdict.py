@@ -9,8 +9,6 @@ from rheoscope.probes.anatomy import LEDGER_TOLERANCE, Anatomy, Branch
 
 from .certificate import Outcome
 
-MOST_ALIKE = 3  # sentences of one kind; the rest is counted
-
 
 def certified(anatomy: Anatomy, outcomes: list[Outcome]) -> Anatomy:
     """Return the anatomy with the error of every add, and a problem for each that is not certified."""

@@ -13,6 +13,5 @@ from __future__ import annotations
 N_SUMS = 10
 COUNT, FIRST, SECOND, THIRD, FOURTH, ABSMAX, ZEROS, NONFINITE, ROW_MEANS, CHANNEL = range(N_SUMS)
 WANTS_CHANNELS, WANTS_ROW_MEANS = 1, 2  # flags
-EXTREMES = (ABSMAX, CHANNEL)  # joined by the larger one; the others add up
 # The power of a factor on x by which each sum is multiplied.
 POWERS = {FIRST: 1, SECOND: 2, THIRD: 3, FOURTH: 4, ABSMAX: 1, ROW_MEANS: 2, CHANNEL: 1}

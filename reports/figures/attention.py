@@ -14,15 +14,14 @@ _NO_TOKENS = "Tokens were not compared in this recording."
 
 def largest_logits(tables: Tables) -> Chart:
     """Draw the largest attention logit of every block at every sampled step, over its heads."""
-    frame = tables.attention()
+    top = tables.attention_by_block()
     key, title = "attention-logits", "Largest attention logit of every block"
     reading = (
         "The largest logit that enters a softmax, over heads, queries and keys. A row that brightens with the steps is a "
         "block whose logits grow: above a few tens, attention looks at one token alone and passes on no gradient."
     )
-    if not len(frame):
+    if not len(top):
         return Chart(key, title, reading, absent=_NO_ATTENTION)
-    top = frame.groupby(["step", "stack", "block"], as_index=False)[["logit_max"]].max()
     last = top[top["step"] == top["step"].max()].reset_index(drop=True)
     row = last.iloc[int(last["logit_max"].to_numpy().argmax())]
     title = f"The largest attention logit is {number(float(row['logit_max']))}, in block {int(row['block'])} (last sampled step)"
@@ -39,7 +38,7 @@ def sharpest_heads(tables: Tables) -> Chart:
     )
     if not len(frame):
         return Chart(key, title, reading, absent=_NO_ATTENTION)
-    low = frame.groupby(["step", "stack", "block"], as_index=False)[["entropy_ratio"]].min()
+    low = tables.attention_by_block()
     last = frame[frame["step"] == frame["step"].max()].reset_index(drop=True)
     row = last.iloc[int(last["entropy_ratio"].to_numpy().argmin())]
     where = (
@@ -51,14 +50,13 @@ def sharpest_heads(tables: Tables) -> Chart:
 
 def sinks(tables: Tables) -> Chart:
     """Draw the share of attention on the first token, the largest over the heads of every block."""
-    frame = tables.attention().dropna(subset=["sink_share"])
+    top = tables.attention_by_block().dropna(subset=["sink_share"])
     key, title = "attention-sinks", "Attention on the first token"
     reading = (
         "Share of attention on the first token, the largest over a block's heads. Heads with nothing to say park there."
     )
-    if not len(frame):
+    if not len(top):
         return Chart(key, title, reading, absent=_NO_ATTENTION)
-    top = frame.groupby(["step", "stack", "block"], as_index=False)[["sink_share"]].max()
     last = top[top["step"] == top["step"].max()]
     title = f"Up to {number(float(last['sink_share'].max()))} of a head's attention lies on the first token"
     return Chart(key, title, reading, heatmap(top, "sink_share", "share", by="block", log=False), table=last)
@@ -99,18 +97,13 @@ def angular_distance(tables: Tables) -> Chart:
 
 def expert_loads(tables: Tables) -> Chart:
     """Draw the largest load over the experts of every mixture, against an even one."""
-    frame = tables.experts()
+    grouped = tables.busiest_experts()
     key, title = "expert-loads", "Load of the busiest expert of every block"
     reading = "Share of all choices that went to the busiest expert, times the number of experts: 1 is an even load."
-    frame = frame[frame["expert"] >= 0].dropna(subset=["load"])
-    if not len(frame):
+    if not len(grouped):
         return Chart(
             key, title, reading, absent="No branch of this model routes tokens to experts, as far as could be seen."
         )
-    grouped = frame.groupby(["step", "stack", "block"], as_index=False).agg(
-        load=("load", "max"), n=("expert", "nunique")
-    )
-    grouped = grouped.assign(excess=grouped["load"] * grouped["n"])
     last = grouped[grouped["step"] == grouped["step"].max()]
     title = f"The busiest expert takes {number(float(last['excess'].max()))} times an even load"
     return Chart(key, title, reading, heatmap(grouped, "excess", "times even", by="block", log=False), table=last)

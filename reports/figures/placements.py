@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import pandas as pd
 from rheoscope.diagnostics.comparison import first_step
 from rheoscope.reports.compared import Compared
-from rheoscope.reports.theme import number
 
 from .chart import Chart
 from .panels import Line, panels
@@ -53,14 +52,9 @@ def amplification(compared: Compared) -> Chart:
         yield Line(rows, "n_blocks", "relative_amplification")
 
     drawn = panels(compared, lines, x="blocks", y="relative amplification", log_y=True, log_x=True)
-    deepest, shallow = frame["n_blocks"].max(), frame["n_blocks"].min()
-    ends = frame.pivot_table(index="label", columns="n_blocks", values="relative_amplification")
-    growth = (ends[deepest] / ends[shallow]).dropna()
-    if len(growth):
-        placement = dict(zip(compared.summary["label"], compared.summary["placement"], strict=True))
-        by = growth.groupby([placement[str(label)] for label in growth.index]).median()
-        parts = ", ".join(f"{number(float(value))}-fold under {name}-norm" for name, value in by.items())
-        title = f"From {shallow} to {deepest} blocks amplification grows {parts} (medians)"
+    if compared.summary["amplification_exponent"].notna().any():
+        powers = compared.by_placement("amplification_exponent")
+        title = f"Relative amplification at init grows with the number of blocks to the power {powers}"
     return Chart(key, title, reading, drawn, table=frame)
 
 
