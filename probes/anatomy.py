@@ -9,31 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .branch_anatomy import AttentionAnatomy, HiddenAnatomy, Projection
+from .outlet import Outlet
+from .point import Point
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["LEDGER_TOLERANCE", "Anatomy", "Branch", "Outlet", "Point", "Stack", "shared"]
+
 LEDGER_TOLERANCE = 1e-5  # float32 sums of two terms close to about 1e-7; 1e-5 leaves room for fused kernels.
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where a plain hook sees a tensor.
-
-    Attributes:
-        module_path: the module's dotted path; "" is the model itself.
-        side: whether the tensor enters or leaves the module.
-        position: path into the module's arguments or outputs: integers and keys; () for a bare tensor.
-        call: which of the module's calls within one forward, from 0.
-    """
-
-    module_path: str
-    side: Literal["input", "output"]
-    position: tuple[int | str, ...]
-    call: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,8 +58,10 @@ class Branch:
         projections: the matrices of the branch, in order of their use.
         attention: heads and logits of an attention branch.
         hidden: width, gate and activation of a feed-forward branch.
-        partial: which of state, sum and write are seen as a copy or another view alone: its values are those of the tensor,
-            its gradient is a part of the tensor's.
+        partial: which of state, sum, write, branch_input and hidden are seen as a copy or another view alone: its values are
+            those of the tensor, its gradient is a part of the tensor's.
+        direct_norms: which norms (input, output, stream) read one tensor that is recorded and give another, with nothing in
+            between: their gain is then a ratio of what is recorded.
     """
 
     stack: int
@@ -104,6 +93,7 @@ class Branch:
     attention: AttentionAnatomy | None = None
     hidden: HiddenAnatomy | None = None
     partial: tuple[str, ...] = ()
+    direct_norms: tuple[str, ...] = ()
 
     def whole(self, name: str) -> Point | None:
         """Return where ``state``, ``sum`` or ``write`` shows its whole gradient; None where no hook sees that."""
@@ -131,6 +121,7 @@ class Stack:
         start_is_partial: whether ``start`` shows a copy or another view alone: its gradient is a part of state 0's.
         is_causal: whether a position never depends on later ones, found by changing later tokens; None where the
             batch has no tokens to change or the test does not settle it.
+        outlet: the final norm and the logits behind the last state; None in an anatomy made before these were looked for.
     """
 
     index: int
@@ -142,6 +133,7 @@ class Stack:
     mixing: str = ""
     is_causal: bool | None = None
     start_is_partial: bool = False
+    outlet: Outlet | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -251,7 +243,7 @@ class Anatomy:
         import pandas as pd
 
         hidden = {"state", "sum", "write", "output", "terms", "inputs", "parameters", "seen", "factors"}
-        hidden |= {"projections", "attention", "hidden"}
+        hidden |= {"projections", "attention", "hidden", "direct_norms"}
         names = [field.name for field in fields(Branch) if field.name not in hidden]
         rows = [{name: getattr(branch, name) for name in names} | _details(branch) for branch in self.branches]
         return pd.DataFrame(rows, columns=[*names, *_DETAILS])

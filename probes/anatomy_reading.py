@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .anatomy import Anatomy, Branch, Point, Stack
+from .anatomy import Anatomy, Branch, Outlet, Point, Stack
 from .branch_anatomy import AttentionAnatomy, HiddenAnatomy, Projection
 from .errors import RecordingError
 
@@ -49,6 +49,7 @@ def _stack(value: Mapping[str, Any]) -> Stack:
         mixing=_name(value.get("mixing", "")),
         is_causal=_flag(value.get("is_causal")),
         start_is_partial=bool(value.get("start_is_partial", False)),
+        outlet=_outlet(value.get("outlet")),
     )
 
 
@@ -88,6 +89,22 @@ def _branch(value: Mapping[str, Any]) -> Branch:
         attention=_attention(value.get("attention")),
         hidden=_hidden(value.get("hidden")),
         partial=_names(value.get("partial", ())),
+        direct_norms=_names(value.get("direct_norms", ())),
+    )
+
+
+def _outlet(value: Mapping[str, Any] | None) -> Outlet | None:
+    if value is None:
+        return None
+    path = value["norm_path"]
+    return Outlet(
+        norm_path=None if path is None else _name(path),
+        norm_kind=_name(value["norm_kind"]),
+        norm=_point(value["norm"]),
+        is_direct=bool(value["is_direct"]),
+        has_logits=bool(value["has_logits"]),
+        logits=_point(value["logits"]),
+        partial=_names(value["partial"]),
     )
 
 
@@ -109,7 +126,11 @@ def _hidden(value: Mapping[str, Any] | None) -> HiddenAnatomy | None:
     if value is None:
         return None
     return HiddenAnatomy(
-        _count(value["width"]), _flag(value["is_gated"]), _name(value["activation"]), _name(value["reason"])
+        _count(value["width"]),
+        _flag(value["is_gated"]),
+        _name(value["activation"]),
+        _name(value["reason"]),
+        _point(value.get("point")),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .point import Point
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -48,9 +50,11 @@ class HiddenAnatomy:
         is_gated: whether the hidden layer is a product of two projections of the same input.
         activation: the torch function between the projections: gelu, silu, relu...
         reason: why something is unknown, in a sentence.
+        point: where the hidden layer is seen, as the activation function or the gate gives it: before a dropout on it.
     """
 
     width: int | None = None
     is_gated: bool | None = None
     activation: str = "unknown"
     reason: str = ""
+    point: Point | None = None

@@ -17,9 +17,8 @@ from .routes import Route
 from .vocabulary import QUOTIENTS
 
 
-def assembled(model: nn.Module, flow: Dataflow, found: list[Stream]) -> tuple[Anatomy, list[Entry]]:
+def assembled(model: nn.Module, flow: Dataflow, plan: Plan, found: list[Stream]) -> tuple[Anatomy, list[Entry]]:
     """Return the anatomy of the streams ``found``, not yet certified, and one ledger entry a branch."""
-    plan = Plan(flow)
     trainable = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     stacks = _exclusive(tuple(_stack(flow, plan, stream, i, found, trainable) for i, stream in enumerate(found)))
     gains = tuple(f"{path}.{name}" for path, norm in flow.norms.items() for name in norm.gains)
@@ -155,6 +154,7 @@ def _branch(
         terms=_terms(plan, link),
         inputs=tuple(dict.fromkeys(point for point in input_points if point is not None)),
         is_gated_skip="gate" in link.skip_kinds,
+        direct_norms=tuple(branches.direct_norms(flow, link, before)),
     )
     made = replace(made, partial=tuple(_partial(plan, link, made)))
     return made if made.write is not None or made.terms else _with_seen(plan, link, made)
@@ -170,6 +170,9 @@ def _partial(plan: Plan, link: Link, made: Branch) -> Iterator[str]:
     for name, value, point in shown:
         if point is not None and not plan.shows_whole_gradient(value, point):
             yield name
+    normed = [(value, plan.of_output(value)) for value in branches.norm_values(link)[0]]
+    if any(point is not None and not plan.shows_whole_gradient(value, point) for value, point in normed):
+        yield "branch_input"
 
 
 def _terms(plan: Plan, link: Link) -> tuple[Point, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 from .dataflow import Dataflow
 from .recorder import Operation
@@ -236,6 +237,30 @@ def _norm_kind(flow: Dataflow, value: int) -> str:
             return "layernorm"
         value, steps = parents[0][0], steps + 1
     return "rmsnorm"
+
+
+def direct_norms(flow: Dataflow, link: Link, before: int) -> Iterator[str]:
+    """Yield which norms (input, output, stream) stand right between two values that are recorded, and alone there.
+
+    Args:
+        flow: the graph.
+        link: the add and its branch.
+        before: the state that the branch should read.
+    """
+    inputs, outputs, skips = norm_values(link)
+    parents, dropout = flow.light_parents, flow.trace.dropout
+    reads_all = all(is_normed for _, is_normed, _ in link.entries) and set(link.read) <= {before}
+    if len(inputs) == 1 and reads_all and parents.get(inputs[0]) == [(before, "norm")]:
+        yield "input"
+    core = link.cores[0]
+    is_alone = len(outputs) == len(link.cores) == 1 and len(flow.consumers[core]) == 1
+    is_bare = core not in dropout and link.add.branch not in dropout and outputs[:1] == [link.add.branch]
+    if is_alone and is_bare and parents.get(outputs[0]) == [(core, "norm")]:
+        yield "output"
+    total = link.add.result
+    if len(skips) == 1 and link.state == skips[0] and parents.get(skips[0]) == [(total, "norm")]:
+        if len(flow.consumers[total]) == 1 and link.state not in dropout:
+            yield "stream"
 
 
 def output_bias(flow: Dataflow, link: Link, width: int) -> str | None:

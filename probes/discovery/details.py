@@ -11,13 +11,17 @@ from torch import nn
 from .dataflow import Dataflow
 from .heads import heads, is_rotated
 from .hidden import hidden, projections
+from .outlets import outlet
+from .plan import Plan
 from .positions import causal_stacks, shift_test
 from .recorder import Operation
 from .residual import Stream
 from .vocabulary import LINEAR, is_heavy
 
 
-def detailed(model: nn.Module, batch: Batch, flow: Dataflow, found: list[Stream], anatomy: Anatomy) -> Anatomy:
+def detailed(
+    model: nn.Module, batch: Batch, flow: Dataflow, plan: Plan, found: list[Stream], anatomy: Anatomy
+) -> Anatomy:
     """Return the anatomy with its details filled in.
 
     Call it inside ``untouched(model, training=False)``: the tests call the model with changed batches.
@@ -27,16 +31,18 @@ def detailed(model: nn.Module, batch: Batch, flow: Dataflow, found: list[Stream]
     for stack, stream, is_causal in zip(anatomy.stacks, found, causal, strict=True):
         branches = []
         for branch, link in zip(stack.branches, stream.links, strict=True):
-            is_feed_forward = branch.kind in ("mlp", "moe")
+            inside, is_part = hidden(flow, plan, link, branch.kind)
             branches.append(
                 replace(
                     branch,
                     projections=projections(flow, link),
                     attention=heads(flow, link),
-                    hidden=hidden(flow, link) if is_feed_forward else None,
+                    hidden=inside,
+                    partial=(*branch.partial, "hidden") if is_part else branch.partial,
                 )
             )
-        stacks.append(replace(stack, branches=tuple(branches), is_causal=is_causal))
+        way_out = outlet(flow, plan, stream, stack.width)
+        stacks.append(replace(stack, branches=tuple(branches), is_causal=is_causal, outlet=way_out))
     tested = shift_test(model, batch)
     return replace(
         anatomy,

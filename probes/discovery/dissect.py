@@ -16,6 +16,7 @@ from .branches import is_convolutional
 from .certificate import captured, outcome
 from .dataflow import Dataflow
 from .details import detailed
+from .plan import Plan
 from .residual import Stream, streams
 from .trace import Trace, trace
 from .verdict import certified
@@ -49,9 +50,10 @@ def discover(model: nn.Module, batch: Batch) -> Anatomy:
                 f"Expected a transformer, got {type(model).__name__}, whose residual branches mix positions by "
                 "convolution alone: a convolutional net. Pass the transformer itself."
             )
-        anatomy, entries = assembled(model, flow, found)
+        plan = Plan(flow)
+        anatomy, entries = assembled(model, flow, plan, found)
         seen = captured(model, batch, entries)
-        anatomy = detailed(model, batch, flow, found, anatomy)
+        anatomy = detailed(model, batch, flow, plan, found, anatomy)
     anatomy = certified(anatomy, [outcome(entry, seen) for entry in entries])
     return _with_notes(anatomy, model)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rheoscope.probes.branch_anatomy import HiddenAnatomy, Projection
 
 from .branches import beside
 from .dataflow import Dataflow
+from .plan import Plan
 from .recorder import Operation
 from .residual import Link
-from .vocabulary import ADDS, CONVOLUTIONS, EXPERTS, LINEAR, PRODUCTS, is_heavy
+from .vocabulary import ADDS, ATTENTION, CONVOLUTIONS, EXPERTS, LINEAR, MATRIX_PRODUCTS, PRODUCTS, is_heavy
 
 _ACTIVATIONS = (
     "gelu silu relu relu6 leaky_relu elu selu celu mish hardswish softplus glu sigmoid tanh softmax hardtanh prelu"
@@ -55,31 +58,66 @@ def _late_bias(flow: Dataflow, operation: Operation) -> list[int]:
     return []
 
 
-def hidden(flow: Dataflow, link: Link) -> HiddenAnatomy:
-    """Return width, gate and activation of an MLP or MoE branch."""
-    core = flow.producer.get(link.cores[0])
+def hidden(flow: Dataflow, plan: Plan, link: Link, kind: str) -> tuple[HiddenAnatomy | None, bool]:
+    """Return width, gate, activation and place of a feed-forward branch's hidden layer, and whether only a part is seen.
+
+    Of a parallel block it is the MLP's; None where no term of it, or no branch of this ``kind``, is one.
+    """
     inside = {value for operation in link.operations for value in operation.outputs}
-    if core is not None and core.name == "scatter":
-        core = None
-    last = core if core is not None and is_heavy(core.name) else _last_projection(link)
+    found, value = None, None
+    if kind == "parallel":
+        for core in link.cores:
+            term, result = _hidden(flow, _projection(flow, core), inside)
+            if result is not None and (term.activation != "unknown" or term.is_gated):
+                found, value = (found, value) if _is_attended(flow, result, inside) else (term, result)
+    elif kind in ("mlp", "moe"):
+        last = _projection(flow, link.cores[0]) or _last_projection(link)
+        found, value = _hidden(flow, last, inside)
+    if found is None or value is None or kind == "moe":
+        return found, False  # each expert has a hidden layer of its own
+    point = plan.of_output(value)
+    is_part = point is not None and not plan.shows_whole_gradient(value, point)
+    return replace(found, point=point), is_part
+
+
+def _projection(flow: Dataflow, core: int) -> Operation | None:
+    made = flow.producer.get(core)
+    return made if made is not None and is_heavy(made.name) else None
+
+
+def _hidden(
+    flow: Dataflow, last: Operation | None, inside: set[int]
+) -> tuple[HiddenAnatomy, int | None]:
+    """Describe what the ``last`` projection reads, and return it too."""
     if last is None:
-        return HiddenAnatomy(reason="The branch ends in no projection that the trace shows.")
+        return HiddenAnatomy(reason="The branch ends in no projection that the trace shows."), None
     moving = [value for value in last.inputs if not flow.is_constant(value)]
     if not moving:
-        return HiddenAnatomy(reason="The last projection reads nothing that depends on the batch.")
+        return HiddenAnatomy(reason="The last projection reads nothing that depends on the batch."), None
     value = moving[0]
     form = last.forms.get(value)
     width = form.shape[-1] if form and form.shape else None
     names, sources = _until_projections(flow, value, inside)
     if not sources:
-        return HiddenAnatomy(reason="One projection only: there is no hidden layer.")
+        return HiddenAnatomy(reason="One projection only: there is no hidden layer."), None
     activation = _activation(names)
-    return HiddenAnatomy(
+    found = HiddenAnatomy(
         width,
         _is_gated(flow, value, inside),
         activation,
         "" if activation != "unknown" else "The calls between the projections are none of torch's activations.",
     )
+    return found, value
+
+
+def _is_attended(flow: Dataflow, value: int, inside: set[int]) -> bool:
+    """Return whether a product of two values that both depend on the batch gave what ``value`` is made of: attention."""
+    for source in _until_projections(flow, value, inside)[1]:
+        made = flow.producer[source]
+        is_product = made.name in MATRIX_PRODUCTS and sum(not flow.is_constant(v) for v in made.inputs) > 1
+        if is_product or ATTENTION.fullmatch(made.name):
+            return True
+    return False
 
 
 def _last_projection(link: Link) -> Operation | None:
