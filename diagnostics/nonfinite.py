@@ -11,7 +11,13 @@ from .finding import Evidence, Finding
 from .tables import Tables
 
 # Order of execution within one add, forward.
-_ORDER = {"branch_input": 0, "branch_output": 1, "write": 2, "sum": 3, "state": 4}
+_ORDER = {
+    name: place
+    for place, name in enumerate(
+        ("branch_input", "hidden", "branch_output", "write", "sum", "state", "final_norm", "logits")
+    )
+}
+_OUTSIDE = {"final_norm": "the final norm's output", "logits": "the logits"}
 
 
 def first_nonfinite(tables: Tables) -> list[Finding]:
@@ -93,7 +99,7 @@ def _finding(row: dict[str, Any], step: int, severity: Any, sentence: str, remed
 
 def _place(row: dict[str, Any]) -> str:
     if int(row["block"]) < 0:
-        return "the embedding's output, state 0"
+        return _OUTSIDE.get(str(row["site"]), "the embedding's output, state 0")
     site = str(row["site"]).replace("_", " ")
     return f"the {site} of the {row['branch']} branch of block {int(row['block'])}"
 

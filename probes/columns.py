@@ -70,6 +70,7 @@ class ActivationColumns:
         seen = (flat[:, COUNT] > 0) & np.tile(self._is_whole, len(numbers))
         size = len(self._index)
         columns: Columns = {name: _repeated(values, len(numbers), seen) for name, values in self._constant.items()}
+        columns["n"] = flat[seen, COUNT].astype(np.int64)
         found = statistics(torch.from_numpy(flat[seen]))
         columns |= {name: _nullable(value.numpy()) for name, value in found.items()}
         columns["step"] = np.repeat([each.step for each in numbers], size)[seen]

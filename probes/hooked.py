@@ -97,7 +97,9 @@ class _HookedModule:
         self._entering = [(p.call, p.position, see) for p, see in views if p.side == "input"]
         self._leaving = [(p.call, p.position, see) for p, see in views if p.side == "output"]
         # Counted where the call ends; without always_call a call that raises would be counted never, and all is over.
-        self._handles: list[RemovableHandle] = [module.register_forward_hook(Hook(self._after))]
+        # What a model returns is seen before hooks that were put on it earlier: a probe's own end the forward.
+        is_model = any(not p.module_path for p, _ in views)
+        self._handles: list[RemovableHandle] = [module.register_forward_hook(Hook(self._after), prepend=is_model)]
         if self._entering:
             self._handles.append(module.register_forward_pre_hook(Hook(self._before), with_kwargs=True))
 

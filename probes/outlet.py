@@ -18,9 +18,9 @@ class Outlet:
         norm: where its output is seen.
         is_direct: whether the final norm alone reads the last state, all of it: the last state's gradient is then the gradient
             at the norm's input.
-        has_logits: whether the model returns logits made from this stack: what a last projection gives, of another width
-            than the stream.
-        logits: where they are seen, as the model returns them.
+        has_logits: whether logits are made from this stack: what a last projection gives, of another width than the stream,
+            and the model returns or makes its loss of.
+        logits: where they are seen, as the model returns them where it does.
         partial: which of ``final_norm`` and ``logits`` are seen as a copy or another view alone: the gradient there is a part.
     """
 

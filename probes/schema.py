@@ -1,12 +1,12 @@
 """Fix the columns of every table of a recording; the number changes when they do.
 
 History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
-clipping, loss scale and skipped steps, parameter groups.
+clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits.
 """
 
 from __future__ import annotations
 
-FORMAT = 2
+FORMAT = 3
 MOST_TEXT = 10_000  # bytes of one text in a table: no name or sentence is longer
 
 # Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
@@ -39,6 +39,7 @@ TABLES: dict[str, dict[str, str]] = {
         "call": "i",
         "direction": "s",
         "module_path": "s",
+        "n": "i",
         **dict.fromkeys(STATISTICS, "f"),
         "rounded_share": "f",
     },

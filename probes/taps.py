@@ -18,7 +18,6 @@ from torch.compiler import is_compiling
 from .anatomy import Anatomy, Point
 from .biases import BiasTaps
 from .hooked import Hooked, is_recomputing
-from .kernels import WANTS_CHANNELS, WANTS_ROW_MEANS
 from .paths import Paths, PathSums
 from .relations import RelationTaps
 from .rounding import SHORT, Rounding
@@ -170,9 +169,7 @@ class Taps:
         )
 
     def _tap(self, point: Point) -> Callable[[Tensor], None]:
-        names = {site.site for site in self.layout.sites if site.point == point}
-        flags = WANTS_CHANNELS | (WANTS_ROW_MEANS if names & {"state", "sum"} else 0)
-        return _Tap(self, self._paths, point, flags).see
+        return _Tap(self, self._paths, point, self.layout.flags[point]).see
 
 
 class _Tap:

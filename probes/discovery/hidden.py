@@ -85,9 +85,7 @@ def _projection(flow: Dataflow, core: int) -> Operation | None:
     return made if made is not None and is_heavy(made.name) else None
 
 
-def _hidden(
-    flow: Dataflow, last: Operation | None, inside: set[int]
-) -> tuple[HiddenAnatomy, int | None]:
+def _hidden(flow: Dataflow, last: Operation | None, inside: set[int]) -> tuple[HiddenAnatomy, int | None]:
     """Describe what the ``last`` projection reads, and return it too."""
     if last is None:
         return HiddenAnatomy(reason="The branch ends in no projection that the trace shows."), None

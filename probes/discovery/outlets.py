@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rheoscope.probes.anatomy import Outlet, Point
 
 from . import branches
 from .dataflow import Dataflow
 from .plan import Plan
-from .recorder import Operation
+from .recorder import Operation, Position
 from .residual import Stream
 from .vocabulary import LINEAR, is_heavy
 
@@ -29,13 +31,16 @@ def outlet(flow: Dataflow, plan: Plan, stream: Stream, width: int) -> Outlet:
     norm = _final_norm(flow, state)
     norm_point = plan.of_output(norm) if norm is not None else None
     found = _logits(flow, stream.links[-1].add.result, width)
-    logits = None
+    logits, partial = None, list[str]()
     if found is not None:
         position, value = found
         logits = plan.of_output(value)
-        if logits is None or not plan.shows_whole_gradient(value, logits):
-            logits = Point("", "output", position)
-    is_part = norm is not None and norm_point is not None and not plan.shows_whole_gradient(norm, norm_point)
+        is_part = logits is not None and not plan.shows_whole_gradient(value, logits)
+        if position is not None and (logits is None or is_part):
+            logits, is_part = Point("", "output", position), False
+        partial += ["logits"] if is_part else []
+    if norm is not None and norm_point is not None and not plan.shows_whole_gradient(norm, norm_point):
+        partial.append("final_norm")
     return Outlet(
         norm_path=None if norm is None else flow.norm_of.get(norm, ""),
         norm_kind="none" if norm is None else branches.norm_kind(flow, [norm]),
@@ -43,7 +48,7 @@ def outlet(flow: Dataflow, plan: Plan, stream: Stream, width: int) -> Outlet:
         is_direct=norm is not None and _is_direct(flow, state, norm),
         has_logits=found is not None,
         logits=logits,
-        partial=("final_norm",) if is_part else (),
+        partial=tuple(partial),
     )
 
 
@@ -71,22 +76,29 @@ def _is_direct(flow: Dataflow, state: int, norm: int) -> bool:
     return flow.light_parents.get(norm) == [(state, "norm")] and len(flow.consumers[state]) == 1 and not is_returned
 
 
-def _logits(flow: Dataflow, total: int, width: int) -> tuple[tuple[int | str, ...], int] | None:
-    """Return the widest result of the model that a last projection makes from the stack's last sum: position and value."""
+def _logits(flow: Dataflow, total: int, width: int) -> tuple[Position | None, int] | None:
+    """Return the widest result of the model that a last projection makes from the stack's last sum: position and value.
+
+    Where the model returns a loss alone, it is what that projection gives, at no position.
+    """
     trace = flow.trace
-    found = []
+    returned: list[tuple[Position | None, int]] = []
+    inside: list[tuple[Position | None, int]] = []
     for position, value in trace.calls[0].outputs:
-        shape = trace.shapes[value]
-        is_wide = len(shape) >= 2 and shape[-1] > 1 and shape[-1] != width and trace.dtypes[value].is_floating_point
-        if is_wide and not flow.is_constant(value):
-            head = _head(flow, value)
-            if head is not None and trace.shapes[head.outputs[0]][-1] == shape[-1] and total in _sums(flow, value):
-                found.append((position, value))
-    return max(found, key=lambda item: trace.shapes[item[1]][-1], default=None)
+        if flow.is_constant(value) or not trace.dtypes[value].is_floating_point:
+            continue
+        is_loss = trace.n_elements(value) == 1
+        for made in _heads(flow, value):
+            product = made.outputs[0]
+            size = trace.shapes[product][-1]
+            is_own = is_loss or trace.shapes[value][-1] == size
+            if is_own and size not in (1, width) and total in _sums(flow, product):
+                (inside if is_loss else returned).append((None, product) if is_loss else (position, value))
+    return max(returned or inside, key=lambda item: trace.shapes[item[1]][-1], default=None)
 
 
-def _head(flow: Dataflow, value: int) -> Operation | None:
-    """Return the projection whose result becomes ``value`` by light operations alone."""
+def _heads(flow: Dataflow, value: int) -> Iterator[Operation]:
+    """Yield the projections whose results become ``value`` by light operations alone."""
     waiting, seen = [value], {value}
     while waiting and len(seen) < MOST_VALUES:
         current = waiting.pop()
@@ -94,12 +106,12 @@ def _head(flow: Dataflow, value: int) -> Operation | None:
         if made is None or current in flow.adds:
             continue
         if is_heavy(made.name):
-            is_projection = made.name in LINEAR and sum(not flow.is_constant(v) for v in made.inputs) == 1
-            return made if is_projection else None
+            if made.name in LINEAR and sum(not flow.is_constant(v) for v in made.inputs) == 1:
+                yield made
+            continue
         fresh = [v for v in made.inputs if v not in seen and not flow.is_constant(v)]
         seen.update(fresh)
         waiting += fresh
-    return None
 
 
 def _sums(flow: Dataflow, value: int) -> set[int]:

@@ -12,7 +12,8 @@ from .chart import MOST_COLUMNS, MOST_LINES, chosen
 
 def place_name(stack: int, block: int, branch: str, *, n_stacks: int = 1) -> str:
     """Return what a reader calls a place of the stream."""
-    where = "embedding" if block < 0 else f"block {block} {plain(branch)}".strip()
+    outside = "final norm" if branch == "output" else "embedding"
+    where = outside if block < 0 else f"block {block} {plain(branch)}".strip()
     return where if n_stacks == 1 else f"stack {stack}: {where}"
 
 

@@ -67,6 +67,7 @@ def test_rows_of_activations_are_those_of_a_loop(model: nn.Module) -> None:
                 place = (each.step, each.micro_step, direction, site.site, site.depth, site.block, site.branch)
                 keys = ("step", "micro_step", "direction", "site", "depth", "block", "branch")
                 assert tuple(lists[key][row] for key in keys) == place
+                assert lists["n"][row] == sums[COUNT]
                 assert all(same(lists[name][row], expected[name]) for name in STATISTICS)
                 energies = each.energies[index[site.stack, site.depth]] if site.site == "write" else (math.nan, 1.0)
                 share = energies[0] / energies[1] if direction == "forward" else math.nan
@@ -102,7 +103,7 @@ def test_rows_of_gradient_paths_are_those_of_a_loop(model: nn.Module) -> None:
             seen = at[:, COUNT] > 0
             gain = math.nan
             if branch.sum is None:
-                gain = 1.0 if seen[1] and state > 0 else math.nan
+                gain = 1.0  # nothing stands on the skip path, whatever was seen
             elif seen[1] and seen[2] and state > 0:
                 gain = math.sqrt(total / state)
             energy, product = each.pairs[number]
