@@ -60,8 +60,8 @@ class Branch:
         hidden: width, gate and activation of a feed-forward branch.
         partial: which of state, sum, write, branch_input and hidden are seen as a copy or another view alone: its values are
             those of the tensor, its gradient is a part of the tensor's.
-        direct_norms: which norms (input, output, stream) read one tensor that is recorded and give another, with nothing in
-            between: their gain is then a ratio of what is recorded.
+        direct_norms: which norms (input, output, stream) stand right between two tensors that are recorded, state k-1 and
+            branch input, branch output and write, sum and state, with nothing else in between.
     """
 
     stack: int

@@ -240,7 +240,9 @@ def _norm_kind(flow: Dataflow, value: int) -> str:
 
 
 def direct_norms(flow: Dataflow, link: Link, before: int) -> Iterator[str]:
-    """Yield which norms (input, output, stream) stand right between two values that are recorded, and alone there.
+    """Yield which norms (input, output, stream) stand right between two values that are recorded.
+
+    Nothing else reads what output and stream norms read, and the branch reads its state through its input norms alone.
 
     Args:
         flow: the graph.
@@ -250,7 +252,7 @@ def direct_norms(flow: Dataflow, link: Link, before: int) -> Iterator[str]:
     inputs, outputs, skips = norm_values(link)
     parents, dropout = flow.light_parents, flow.trace.dropout
     reads_all = all(is_normed for _, is_normed, _ in link.entries) and set(link.read) <= {before}
-    if len(inputs) == 1 and reads_all and parents.get(inputs[0]) == [(before, "norm")]:
+    if inputs and reads_all and all(parents.get(value) == [(before, "norm")] for value in inputs):
         yield "input"
     core = link.cores[0]
     is_alone = len(outputs) == len(link.cores) == 1 and len(flow.consumers[core]) == 1
@@ -258,9 +260,9 @@ def direct_norms(flow: Dataflow, link: Link, before: int) -> Iterator[str]:
     if is_alone and is_bare and parents.get(outputs[0]) == [(core, "norm")]:
         yield "output"
     total = link.add.result
-    if len(skips) == 1 and link.state == skips[0] and parents.get(skips[0]) == [(total, "norm")]:
-        if len(flow.consumers[total]) == 1 and link.state not in dropout:
-            yield "stream"
+    is_whole = skips[:1] == [link.state] and len(flow.consumers[total]) == 1 and link.state not in dropout
+    if len(skips) == 1 and is_whole and parents.get(skips[0]) == [(total, "norm")]:
+        yield "stream"
 
 
 def output_bias(flow: Dataflow, link: Link, width: int) -> str | None:
