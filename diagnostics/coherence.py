@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
+from rheoscope.probes.anatomy import Anatomy
 
 from .tables import PLACE, Tables
 
@@ -32,48 +32,51 @@ def bias_coherence(tables: Tables) -> pd.DataFrame:
     Args:
         tables: of a recording of format 3 or later.
     """
-    branches = [branch for branch in tables.anatomy.branches if branch.output_bias is not None]
-    parameters = tables.parameters
-    parameters = parameters[parameters["gradient_state"].isin(["value"]) & (parameters["stack"] >= 0)]
-    by_name = {str(name): rows.set_index("step") for name, rows in parameters.groupby("name")}
     rows = tables.activations
     back = rows[(rows["site"] == "branch_output") & (rows["direction"] == "backward")]
-    totals = back.assign(energy=back["n"] * back["rms"] ** 2).groupby(["stack", "depth", "step"])[["energy", "n"]].sum()
-    hidden = tables.sites("hidden").set_index(["stack", "depth", "step"])["rms"] ** 2
-    clipped = _clip_coefficient(tables)
-    frames = [pd.DataFrame(columns=COLUMNS)]
-    for branch in branches:
-        place = (branch.stack, branch.depth)
-        bias = by_name.get(str(branch.output_bias))
-        if bias is None or place not in totals.index.droplevel("step"):
-            continue
-        tokens = totals.loc[place]
-        width = float(bias["n"].iloc[0])
-        n = tokens["n"] / width
-        energy = (width * bias["gradient_rms"] ** 2 / clipped**2).reindex(tokens.index)
-        coherence = (energy / tokens["energy"].where(tokens["energy"] > 0)).where(n > 0)
-        coherence = coherence.where(coherence <= n * (1 + _ROUNDING))
-        matrix = next((p.weight for p in branch.projections if p.bias == branch.output_bias), "")
-        frame = pd.DataFrame({"coherence": coherence, "cosine": (coherence - 1) / (n - 1).where(n > 1), "n_tokens": n})
-        frame["bias_weight_ratio"] = _ratio(bias, by_name.get(matrix), hidden, place).reindex(tokens.index)
-        names = {"stack": branch.stack, "depth": branch.depth, "block": branch.block, "branch": branch.kind}
-        frames.append(frame.rename_axis("step").reset_index().assign(**names)[COLUMNS])
-    return pd.concat(frames[1:] or frames, ignore_index=True)
+    back = back.assign(energy=back["n"] * back["rms"] ** 2)
+    tokens = back.groupby(["step", *PLACE], as_index=False)[["energy", "n"]].sum()
+    parameters = tables.parameters
+    # What several branches share has no stack.
+    parameters = parameters[(parameters["gradient_state"] == "value") & (parameters["stack"] >= 0)]
+    gradients = parameters[["step", "name", "n", "gradient_rms"]]
+    hidden = tables.sites("hidden")
+    hidden = hidden.assign(hidden=hidden["rms"] ** 2)[["step", *PLACE, "hidden"]]
+    matrices = gradients.assign(weight=gradients["gradient_rms"] ** 2).rename(columns={"name": "matrix"})
+    frame = (
+        tokens.merge(_biases(tables.anatomy), on=["stack", "depth"])
+        .merge(gradients.rename(columns={"n": "width"}), on=["step", "name"])
+        .merge(matrices[["step", "matrix", "weight"]], on=["step", "matrix"], how="left")
+        .merge(hidden, on=["step", *PLACE], how="left")
+        .merge(_clip_coefficients(tables), on="step", how="left")
+    )
+    n = frame["n"] / frame["width"]
+    summed = frame["width"] * (frame["gradient_rms"] / frame["coefficient"]) ** 2
+    coherence = summed / frame["energy"].where(frame["energy"] > 0)
+    coherence = coherence.where(coherence <= n * (1 + _ROUNDING))
+    ratio = frame["hidden"] * frame["gradient_rms"] ** 2 / frame["weight"].where(frame["weight"] > 0)
+    found = frame.assign(
+        coherence=coherence, cosine=(coherence - 1) / (n - 1).where(n > 1), bias_weight_ratio=ratio, n_tokens=n
+    )
+    return found.sort_values(["step", "stack", "depth"])[COLUMNS].reset_index(drop=True)
 
 
-def _ratio(bias: pd.DataFrame, matrix: pd.DataFrame | None, hidden: pd.Series, place: tuple[int, int]) -> pd.Series:
-    if matrix is None or place not in hidden.index.droplevel("step"):
-        return pd.Series(dtype=float)
-    weight = matrix["gradient_rms"] ** 2
-    ratio: pd.Series = hidden.loc[place] * bias["gradient_rms"] ** 2 / weight.where(weight > 0)
-    return ratio
+def _biases(anatomy: Anatomy) -> pd.DataFrame:
+    """Return the last bias of every branch that has one, and the matrix before it."""
+    found = [
+        (b.stack, b.depth, b.output_bias, next((p.weight for p in b.projections if p.bias == b.output_bias), ""))
+        for b in anatomy.branches
+        if b.output_bias is not None
+    ]
+    frame = pd.DataFrame(found, columns=["stack", "depth", "name", "matrix"])
+    return frame.astype({"stack": "int64", "depth": "int64", "name": object, "matrix": object})
 
 
-def _clip_coefficient(tables: Tables) -> pd.Series:
-    """Return by what the whole gradient was multiplied at each step: 1 unclipped, NaN where not all of it was by one number."""
-    steps = tables.steps.set_index("step")
-    coefficient = steps["clip_coefficient"].astype(float)
+def _clip_coefficients(tables: Tables) -> pd.DataFrame:
+    """Return step, coefficient: by what the whole gradient was multiplied, NaN where not all of it was by one number."""
+    steps = tables.steps
+    found = steps["clip_coefficient"].astype(float)
     before, after = steps["unclipped_gradient_norm"].astype(float), steps["gradient_norm"].astype(float)
-    is_uniform = (after - coefficient * before).abs() <= _UNIFORM * after
-    known = coefficient.where(is_uniform & (coefficient > 0))
-    return known.where(coefficient.notna() & (coefficient != 1), 1.0).where(np.isfinite(coefficient.fillna(1.0)))
+    is_uniform = (after - found * before).abs() <= _UNIFORM * after
+    is_clipped = found.notna() & (found != 1)
+    return steps[["step"]].assign(coefficient=found.where(is_uniform & (found > 0)).where(is_clipped, 1.0))

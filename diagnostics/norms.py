@@ -65,47 +65,62 @@ def norms(tables: Tables) -> pd.DataFrame:
         tables: of a recording of format 3 or later.
     """
     found = list(_norms(tables.anatomy))
-    rows = tables.activations[["step", "stack", "depth", "site", "direction", "rms", "mean_share"]]
+    rows = tables.activations
     if not found or not len(rows):
         return pd.DataFrame(columns=COLUMNS)
+    steps = pd.Index(tables.sampled_steps, name="step")
     energy = rows["rms"] ** 2
+    measured = rows.assign(energy=energy, mean=energy * rows["mean_share"])
     keys = ["site", "direction", "stack", "depth"]
-    summed = rows.assign(energy=energy, mean=energy * rows["mean_share"]).groupby(["step", *keys])[["energy", "mean"]]
-    by_step = summed.mean().unstack(keys)
-    paths = tables.gradient_paths.assign(energy=tables.gradient_paths["branch_rms"] ** 2)
-    back = paths.groupby(["step", "stack", "depth"])["energy"].mean().unstack(["stack", "depth"])
+    paths = tables.gradient_paths
+    back = paths.assign(energy=paths["branch_rms"] ** 2, site="branch", direction="backward")
+    seen = {
+        "energy": _by_step(pd.concat([measured[["step", *keys, "energy"]], back[["step", *keys, "energy"]]]), keys),
+        "mean": _by_step(measured[["step", *keys, "mean"]].rename(columns={"mean": "energy"}), keys),
+    }
     own = _parameters(tables)
-    frames = [_rows(norm, by_step, back.reindex(by_step.index), own) for norm in found]
-    return pd.concat(frames, ignore_index=True)[COLUMNS]
+    return pd.concat([_rows(norm, steps, seen, own) for norm in found], ignore_index=True)[COLUMNS]
 
 
-def _rows(
-    norm: _Norm, by_step: pd.DataFrame, back: pd.DataFrame, own: dict[tuple[str, str], pd.Series]
-) -> pd.DataFrame:
-    nothing = pd.Series(np.nan, index=by_step.index)
+_Columns = dict[tuple[object, ...], pd.Series]
+
+
+def _by_step(frame: pd.DataFrame, keys: list[str]) -> _Columns:
+    """Return the mean of column ``energy`` over the micro-batches by step, for each value of ``keys``."""
+    table = frame.pivot_table(index="step", columns=keys, values="energy", aggfunc="mean")
+    return {tuple(key): table[key] for key in table.columns}
+
+
+def _rows(norm: _Norm, steps: pd.Index, seen: dict[str, _Columns], own: _Columns) -> pd.DataFrame:
+    nothing = pd.Series(np.nan, index=steps)
 
     def at(quantity: str, end: tuple[str, int], direction: str) -> pd.Series:
-        found = by_step.get((quantity, end[0], direction, norm.stack, end[1]), nothing)
-        return found if norm.is_direct else nothing
+        found = seen[quantity].get((end[0], direction, norm.stack, end[1])) if norm.is_direct else None
+        return nothing if found is None else found.reindex(steps)
 
     read = at("energy", norm.reads, "forward")
     above = at("energy", norm.gives, "backward")
-    below = at("energy", norm.reads, "backward")
-    if norm.role == "input":
-        below = back.get((norm.stack, norm.depth), nothing) if norm.is_direct else nothing
-    gain = np.sqrt(below / above.where(above > 0))
+    below = at("energy", ("branch", norm.depth) if norm.role == "input" else norm.reads, "backward")
     removed = at("mean", norm.reads, "forward") / read.where(read > 0)
     kept = 0.0 * read if norm.kind == "rmsnorm" else nothing
-    values = {
-        "step": by_step.index,
-        "input_rms": np.sqrt(read),
-        "mean_energy_removed": removed if norm.kind == "layernorm" else kept,
-        "jacobian_gain": nothing if norm.not_known else gain,
-        "gain_rms": own.get((norm.path, "gain"), nothing).reindex(by_step.index),
-        "bias_rms": own.get((norm.path, "norm_bias"), nothing).reindex(by_step.index),
-    }
-    place = {name: getattr(norm, name) for name in ("stack", "depth", "block", "branch", "role", "kind", "not_known")}
-    return pd.DataFrame(values).assign(**place, module_path=norm.path).reset_index(drop=True)
+    return pd.DataFrame(
+        {
+            "step": steps,
+            "stack": norm.stack,
+            "depth": norm.depth,
+            "block": norm.block,
+            "branch": norm.branch,
+            "role": norm.role,
+            "module_path": norm.path,
+            "kind": norm.kind,
+            "input_rms": np.sqrt(read),
+            "mean_energy_removed": removed if norm.kind == "layernorm" else kept,
+            "jacobian_gain": nothing if norm.not_known else np.sqrt(below / above.where(above > 0)),
+            "gain_rms": own.get((norm.path, "gain"), nothing).reindex(steps),
+            "bias_rms": own.get((norm.path, "norm_bias"), nothing).reindex(steps),
+            "not_known": norm.not_known,
+        }
+    )
 
 
 def _norms(anatomy: Anatomy) -> Iterator[_Norm]:
@@ -151,14 +166,11 @@ def _final(stack: Stack) -> Iterator[_Norm]:
     )
 
 
-def _parameters(tables: Tables) -> dict[tuple[str, str], pd.Series]:
+def _parameters(tables: Tables) -> _Columns:
     """Return the RMS of each norm's gain and bias by step; keys are the norm's path and the role."""
     rows = tables.parameters
     rows = rows[rows["role"].isin(["gain", "norm_bias"]) & rows["weight_rms"].notna()]
     paths = rows["name"].astype(str).str.rpartition(".")[0]
-    energies = rows.assign(path=paths, energy=rows["n"] * rows["weight_rms"] ** 2)
-    summed = energies.groupby(["path", "role", "step"])[["energy", "n"]].sum()
-    rms = np.sqrt(summed["energy"] / summed["n"])
-    return {
-        (str(p), str(r)): group.droplevel(["path", "role"]) for (p, r), group in rms.groupby(level=["path", "role"])
-    }
+    # A norm has one gain and one bias, or several parts of one, all as large.
+    squares = _by_step(rows.assign(path=paths, energy=rows["weight_rms"] ** 2), ["path", "role"])
+    return {key: column**0.5 for key, column in squares.items()}

@@ -29,7 +29,7 @@ def token_gradients(model: NanoGPT, batches: Batches) -> list[tuple[Tensor, Tens
     found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in layers]
     for batch in batches:
         seen: list[tuple[Tensor, Tensor]] = []
-        hooks = [layer.register_forward_hook(lambda m, x, y: seen.append((x[0], y))) for layer in layers]
+        hooks = [layer.register_forward_hook(lambda m, x, y, to=seen: to.append((x[0], y))) for layer in layers]
         loss = loss_of(model, batch)
         for hook in hooks:
             hook.remove()

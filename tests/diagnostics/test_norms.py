@@ -81,7 +81,7 @@ def test_every_norm_has_the_input_and_the_gain_that_autograd_gives(name: str, tm
     ends = ends_of(model, list(frame.index))
     loss = ends.pop("")[0]
     above = dict(zip(ends, torch.autograd.grad(loss, [o for _, o in ends.values()], retain_graph=True), strict=True))
-    for path, (given, output) in ends.items():
+    for path, (given, _) in ends.items():
         module = model.get_submodule(path)
         leaf = given.detach().requires_grad_()
         (below,) = torch.autograd.grad(module(leaf), leaf, above[path])
