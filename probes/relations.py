@@ -1,4 +1,4 @@
-"""Measure what holds between tokens: who attends to whom, how alike they are, which expert they are sent to."""
+"""Measure what holds between tokens or classes: who attends to whom, how alike tokens are, experts, the logits' log Z."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .anatomy import Anatomy, Point
 from .attention import unseen
 from .function_taps import FunctionTaps, Guard
 from .hooked import Hooked, is_recomputing
+from .logits import LogitTaps
 from .schema import TABLES
 from .tokens import TokenTaps
 
@@ -19,7 +20,7 @@ MASK = "attention_mask"  # the field's own keyword: (batch, token), 0 where a to
 
 
 class RelationTaps:
-    """The tables attention, tokens and experts of one probe; silent outside the sampled steps.
+    """The tables attention, tokens, experts and logits of one probe; silent outside the sampled steps.
 
     ``guard(where, action)`` runs every measurement; it must not let an exception out unless training is to stop.
     """
@@ -28,6 +29,7 @@ class RelationTaps:
         """Prepare; nothing is hooked yet."""
         self._functions = FunctionTaps(model, anatomy, guard)
         self._tokens = TokenTaps(anatomy)
+        self._logits = LogitTaps(anatomy)
         self._model, self._guard = model, guard
         self._hooked: Hooked | None = None
         self._rows: dict[str, list[dict[str, Any]]] = {}
@@ -36,11 +38,12 @@ class RelationTaps:
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], micro_step: int) -> None:
         """Look at the forward that begins with these arguments."""
         if self._hooked is None:
-            self._hooked = Hooked(self._model, self._tokens.points, self._view)
+            self._hooked = Hooked(self._model, [*self._tokens.points, *self._logits.points], self._view)
             self._functions.attach()
         self._hooked.restart()
         mask = kwargs.get(MASK)
         self._tokens.begin(micro_step, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+        self._logits.begin(micro_step)
         self._functions.begin(args, kwargs)
 
     def end(self, *, failed: bool = False) -> None:
@@ -48,6 +51,7 @@ class RelationTaps:
         self._functions.end(failed=failed)
         self._n_forwards += not failed
         self._tokens.end(failed=failed)
+        self._logits.end(failed=failed)
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -58,7 +62,7 @@ class RelationTaps:
 
     def take(self, step: int) -> str | None:
         """Copy what a step gave to the host, and hold it; return once, in a sentence, whose attention was not seen."""
-        found = self._functions.take() | {"tokens": self._tokens.rows()}
+        found = self._functions.take() | {"tokens": self._tokens.rows(), "logits": self._logits.rows()}
         for name, rows in found.items():
             self._rows.setdefault(name, []).extend({**row, "step": step} for row in rows)
         told = None if self._has_told or not self._n_forwards else unseen(self._anatomy, found["attention"])
@@ -73,10 +77,11 @@ class RelationTaps:
                 append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
 
     def _view(self, point: Point) -> Callable[[Tensor], None]:
-        see = partial(self._tokens.see, point)
+        where, taps = ("logits", self._logits) if point in self._logits.points else ("tokens", self._tokens)
+        see = partial(taps.see, point)
 
         def look(tensor: Tensor) -> None:
             if not is_recomputing():
-                self._guard("tokens", lambda: see(tensor))
+                self._guard(where, lambda: see(tensor))
 
         return look

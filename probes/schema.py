@@ -1,7 +1,8 @@
 """Fix the columns of every table of a recording; the number changes when they do.
 
 History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
-clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits.
+clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits;
+table logits.
 """
 
 from __future__ import annotations
@@ -98,6 +99,15 @@ TABLES: dict[str, dict[str, str]] = {
         "dropped_share": "f",
         "n_tokens": "i",
         "n_chosen": "i",
+    },
+    "logits": {
+        **MOMENT,
+        "stack": "i",
+        "log_z": "f",
+        "log_z_rms": "f",
+        "logit_max": "f",
+        "n_tokens": "i",
+        "token_share": "f",
     },
     "identities": {
         "check": "s",
