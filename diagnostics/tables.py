@@ -125,6 +125,17 @@ class Tables:
         values = ["load", "entropy_ratio", "dropped_share"]
         return rows[rows["depth"] >= 0].groupby(["step", *PLACE, "expert"], as_index=False, sort=True)[values].mean()
 
+    def hidden_layers(self) -> pd.DataFrame:
+        """Return step, place, kurtosis, zero_share, rms of every MLP's hidden layer, the micro-batches averaged."""
+        rows = self.activations[(self.activations["site"] == "hidden") & (self.activations["direction"] == "forward")]
+        values = ["kurtosis", "zero_share", "rms"]
+        return rows.groupby(["step", *PLACE], as_index=False, sort=True)[values].mean()
+
+    def log_z(self) -> pd.DataFrame:
+        """Return step, stack, log_z, logit_max (the largest), the micro-batches joined."""
+        joined = self.recording.table("logits").groupby(["step", "stack"], as_index=False, sort=True)
+        return joined.agg(log_z=("log_z", "mean"), logit_max=("logit_max", "max"))
+
     def paths(self) -> pd.DataFrame:
         """Return step, place, skip_gain, skip_rms, branch_rms, cosine, the micro-batches averaged."""
         values = ["skip_gain", "skip_rms", "branch_rms", "cosine"]

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from . import attention, bias_terms, biases, gradient_flow, placements, profiles, residual_stream, steps, updates
+from . import (
+    attention,
+    bias_terms,
+    biases,
+    gradient_flow,
+    hidden_layers,
+    logits,
+    norms,
+    placements,
+    profiles,
+    residual_stream,
+    steps,
+    updates,
+)
 from .chart import ComparisonChart, RunChart
 
 RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
@@ -24,10 +37,22 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
         (residual_stream.state_by_depth, residual_stream.state_heatmap, residual_stream.writes_by_depth),
     ),
     (
+        "norms",
+        "Norms",
+        "What every norm reads, and what it does to signal and gradient.",
+        (norms.norm_inputs, norms.norm_gains, norms.mean_energy),
+    ),
+    (
         "biases",
         "Biases",
         "What the bias terms contribute to the writes, and what part of the gradient goes into them.",
-        (biases.bias_share, biases.bias_gradient_share),
+        (biases.bias_share, biases.bias_gradient_share, biases.coherence),
+    ),
+    (
+        "hidden-layers",
+        "Hidden layers of the MLPs",
+        "What the activation function or the gate hands to the last projection.",
+        (hidden_layers.kurtosis, hidden_layers.zero_share),
     ),
     (
         "attention",
@@ -43,7 +68,7 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
         ),
     ),
     ("updates", "Updates", "How far the optimizer moves each block.", (updates.update_ratio,)),
-    ("the-run-itself", "The run", "", (steps.loss_and_norms,)),
+    ("the-run-itself", "The run", "", (steps.loss_and_norms, logits.log_z)),
 )
 
 COMPARISON_SECTIONS: tuple[tuple[str, str, str, tuple[ComparisonChart, ...]], ...] = (

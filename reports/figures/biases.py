@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from rheoscope.diagnostics.coherence import bias_coherence
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import heatmap
+from .depth import heatmap, lines_over_depth
 
 _NO_BIAS = "No branch of this model ends in a bias that a hook can tell apart."
 
@@ -43,3 +44,25 @@ def bias_gradient_share(tables: Tables) -> Chart:
     last = frame[frame["step"] == frame["step"].max()]
     title = f"The biases receive {number(float(last['share'].mean()))} of a block's gradient energy (mean, last sampled step)"
     return Chart(key, title, reading, heatmap(frame, "share", "share", by="block", log=False), table=frame)
+
+
+def coherence(tables: Tables) -> Chart:
+    """Draw how far the tokens' gradients at each branch's last bias agree."""
+    frame = bias_coherence(tables).dropna(subset=["coherence"])
+    key, title = "bias-coherence", "Coherence of bias gradients"
+    reading = (
+        "Squared norm of the bias's gradient over the sum of the squared norms of the tokens' gradients that it is the sum of. "
+        "1: the tokens point in random directions; the number of tokens: all in one. What all tokens share, such as the "
+        "frequency of words, a bias collects more of than a matrix does; bias_weight_ratio in the table says how much more."
+    )
+    if not len(frame):
+        return Chart(
+            key, title, reading, absent=f"{_NO_BIAS} Or gradients were clipped apart, or kept from other steps."
+        )
+    last = frame[frame["step"] == frame["step"].max()]
+    top = last.loc[last["coherence"].idxmax()]
+    title = (
+        f"Tokens agree most at the bias of block {int(top['block'])}'s {top['branch']}: its gradient has "
+        f"{number(float(top['coherence']))} times the energy that random directions give"
+    )
+    return Chart(key, title, reading, lines_over_depth(frame, "coherence", "times random directions"), table=frame)

@@ -1,0 +1,42 @@
+"""Show the logits: how their normaliser drifts."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from rheoscope.diagnostics.tables import Tables, groups
+from rheoscope.reports.theme import PALETTE, figure, number
+
+from .chart import Chart
+from .depth import finite
+
+
+def log_z(tables: Tables) -> Chart:
+    """Draw log Z over the steps."""
+    frame = tables.log_z().dropna(subset=["log_z"])
+    key, title = "log-z", "Normaliser of the logits"
+    reading = (
+        "Mean over tokens of log Z, the logarithm of the softmax's denominator. The loss does not hold it in place: a drift far "
+        "from its start makes logits lose precision, which a z-loss prevents."
+    )
+    if not len(frame):
+        return Chart(key, title, reading, absent="No logits were seen, or no step was sampled.")
+    drawn = figure(x="step", y="log Z")
+    for index, ((stack,), rows) in enumerate(groups(frame, "stack")):
+        drawn.add_trace(
+            go.Scatter(
+                x=rows["step"].tolist(),
+                y=finite(rows["log_z"]),
+                name=f"stack {stack}",
+                mode="lines" if len(rows) > 60 else "lines+markers",
+                line={"color": PALETTE[index % len(PALETTE)]},
+                marker={"size": 6},
+                showlegend=index > 0,
+                hovertemplate="step %{x}<br>log Z %{y:.4g}<extra>%{fullData.name}</extra>",
+            )
+        )
+    first, last = float(frame["log_z"].iloc[0]), float(frame["log_z"].iloc[-1])
+    if frame["step"].nunique() > 1:
+        title = f"The logits' log Z goes from {number(first)} to {number(last)}"
+    else:
+        title = f"The logits' log Z is {number(first)}"
+    return Chart(key, title, reading, drawn, table=frame)
