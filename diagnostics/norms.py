@@ -87,6 +87,9 @@ _Columns = dict[tuple[object, ...], pd.Series]
 
 def _by_step(frame: pd.DataFrame, keys: list[str]) -> _Columns:
     """Return the mean of column ``energy`` over the micro-batches by step, for each value of ``keys``."""
+    frame = frame.dropna(subset=["energy"])
+    if not len(frame):
+        return {}
     table = frame.pivot_table(index="step", columns=keys, values="energy", aggfunc="mean")
     return {tuple(key): table[key] for key in table.columns}
 
@@ -170,7 +173,7 @@ def _parameters(tables: Tables) -> _Columns:
     """Return the RMS of each norm's gain and bias by step; keys are the norm's path and the role."""
     rows = tables.parameters
     rows = rows[rows["role"].isin(["gain", "norm_bias"]) & rows["weight_rms"].notna()]
-    paths = rows["name"].astype(str).str.rpartition(".")[0]
+    paths = rows["name"].astype(str).str.rsplit(".", n=1).str[0]
     # A norm has one gain and one bias, or several parts of one, all as large.
     squares = _by_step(rows.assign(path=paths, energy=rows["weight_rms"] ** 2), ["path", "role"])
     return {key: column**0.5 for key, column in squares.items()}

@@ -83,6 +83,7 @@ class ParameterColumns:
         k, n = len(steps), len(self._n_bias)
         columns: Columns = {name: values * k for name, values in self._bias_places.items()}
         columns["rms"] = np.sqrt(energies / np.maximum(1, self._n_bias)).reshape(-1)
+        columns["n"] = np.tile(self._n_bias, k)
         columns["step"] = np.repeat(steps, n)
         columns |= {"micro_step": [0] * (k * n), "site": ["bias"] * (k * n), "call": [0] * (k * n)}
         columns["direction"] = ["forward"] * (k * n)

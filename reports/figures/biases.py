@@ -62,7 +62,7 @@ def coherence(tables: Tables) -> Chart:
     last = frame[frame["step"] == frame["step"].max()]
     top = last.loc[last["coherence"].idxmax()]
     title = (
-        f"Tokens agree most at the bias of block {int(top['block'])}'s {top['branch']}: its gradient has "
-        f"{number(float(top['coherence']))} times the energy that random directions give"
+        f"The bias gradient of block {int(top['block'])}'s {top['branch']} has {number(float(top['coherence']))} times the "
+        "energy of random directions"
     )
     return Chart(key, title, reading, lines_over_depth(frame, "coherence", "times random directions"), table=frame)

@@ -37,6 +37,10 @@ def zero_share(tables: Tables) -> Chart:
     )
     if not len(frame):
         return Chart(key, title, reading, absent=_NOTHING)
+    if not frame["zero_share"].any():
+        return Chart(
+            key, title, reading, absent="No hidden value was exactly 0, as with a smooth activation.", table=frame
+        )
     last = frame[frame["step"] == frame["step"].max()]
     top = last.loc[last["zero_share"].idxmax()]
     title = f"At most {number(100 * float(top['zero_share']))} % of a hidden layer is 0, in block {int(top['block'])}"

@@ -128,3 +128,11 @@ def test_micro_batches_are_joined(tmp_path: Path) -> None:
 
     states = [model.tokens(ids(seed=s)) + model.positions.weight for s in (0, 1)]
     assert row["input_rms"] == pytest.approx(rms(torch.stack(states)), rel=1e-5)
+
+
+def test_where_the_anatomy_does_not_tell_what_is_between_nothing_is_measured_and_that_is_said(made: Any) -> None:
+    frame = norms(Tables(made(n_blocks=2).recording()))
+
+    assert frame["role"].tolist() == ["input"] * 4
+    assert frame[["input_rms", "mean_energy_removed", "jacobian_gain"]].isna().all(axis=None)
+    assert (frame["not_known"] != "").all()

@@ -78,7 +78,13 @@ def test_every_chart_of_a_run_is_drawn_and_has_its_numbers(run: Recording) -> No
         figures(text)
     )
     absent = re.findall(r"Not shown: ([^<]*)", text)
-    assert absent == ["No branch of this model routes tokens to experts, as far as could be seen."]
+    assert absent == [
+        "No hidden value was exactly 0, as with a smooth activation.",
+        "No branch of this model routes tokens to experts, as far as could be seen.",
+    ]
+    assert {"norm-inputs", "norm-gains", "mean-energy", "bias-coherence", "hidden-kurtosis", "log-z"} <= set(
+        figures(text)
+    )
     assert text.count("<summary>Numbers</summary>") >= 7
 
 
