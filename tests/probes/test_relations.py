@@ -16,6 +16,7 @@ KIND = "attention_not_seen"
 
 def trained(folder: Path, *, attention: bool = True) -> Recording:
     """Train three steps, the first and the last sampled."""
+    torch.manual_seed(0)
     model = gpt2().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with attach(model, optimizer, every=2, folder=folder, strict=True, attention=attention) as probe:
