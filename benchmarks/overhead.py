@@ -26,13 +26,13 @@ from training import Inside, Loop, Setting
 SETTINGS = (Setting(6, 256, (4, 128)), Setting(4, 512, (4, 256)))
 KINDS = {"every=1": 3, "every=10": 10, "all=1": 3, "all=10": 10, "idle": 10, "control": 3, "naive": 2}  # steps a round
 WORDS = {
-    "every=1": "full set but attention and tokens, every step",
-    "every=10": "full set but attention and tokens, every 10th step",
-    "all=1": "attention and tokens as well, every step",
-    "all=10": "attention and tokens as well, every 10th step (the default)",
+    "every=1": "full set but exact attention, every step",
+    "every=10": "full set but exact attention, every 10th step",
+    "all=1": "exact attention as well, every step",
+    "all=10": "exact attention as well, every 10th step (the default)",
     "idle": "attached, no step sampled",
     "control": "control: reads the same tensors once",
-    "naive": "naive hooks: .item(), full backward hooks",
+    "naive": "naive hooks: .item(), full backward hooks; no tokens or attention",
 }
 
 

@@ -168,7 +168,7 @@ class Probe:
             self._taps.end(failed=output is None and sys.exc_info()[0] is not None)
 
     def _know(self, anatomy: Anatomy) -> None:
-        relations = RelationTaps(self.model, anatomy, self._faults.measure) if self._sees_attention else None
+        relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
         self._taps = Taps(self.model, anatomy, self._faults.fail, relations)
         self._parameters = ParameterTaps(self.model, anatomy, self.optimizer)
         self._pending = Pending(anatomy, self._taps.layout, self._parameters)

@@ -51,7 +51,7 @@ def attach(
         resume: continue the recording in ``folder``.
         strict: raise instead of logging when the probe itself fails.
         label: a name for the run.
-        attention: whether attention per head, likeness of tokens, routing to experts and log Z of the logits are measured too.
+        attention: whether the exact logits of attention are measured per head; without, only their bound is.
 
     Returns:
         The probe: a context manager with ``step`` and ``recording``.

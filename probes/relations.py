@@ -25,9 +25,9 @@ class RelationTaps:
     ``guard(where, action)`` runs every measurement; it must not let an exception out unless training is to stop.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, guard: Guard) -> None:
-        """Prepare; nothing is hooked yet."""
-        self._functions = FunctionTaps(model, anatomy, guard)
+    def __init__(self, model: nn.Module, anatomy: Anatomy, guard: Guard, *, exact_logits: bool = True) -> None:
+        """Prepare; nothing is hooked yet. Without ``exact_logits`` attention is only bounded by query and key norms."""
+        self._functions = FunctionTaps(model, anatomy, guard, exact_logits=exact_logits)
         self._tokens = TokenTaps(anatomy)
         self._logits = LogitTaps(anatomy)
         self._model, self._guard = model, guard

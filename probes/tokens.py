@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .anatomy import Anatomy, Point
 from .device_rows import DeviceRows
+from .kernels import by_c
 from .plain import is_plain
 from .scratch import Scratch
 from .versions import version_of
@@ -77,6 +78,46 @@ def angle_sums(
     known = torch.stack([torch.where(is_known, half.asin_().mul_(2 / math.pi), 0.0), is_known.to(half.dtype)])
     dtype = torch.float32 if state.device.type == "mps" else torch.float64
     return known.sum((1, 2), dtype=dtype)
+
+
+def token_sums(
+    state: Tensor,
+    mask: Tensor | None = None,
+    before: tuple[Tensor, Tensor] | None = None,
+    scratch: Scratch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return ``cosine_sums`` and ``angle_sums`` in one row, shape (4,), and the inverse sizes, shape (batch, tokens).
+
+    Dense float32 on the CPU is read once by the C kernel, anything else by torch's operations. The angle's two columns
+    are NaN without a state before.
+
+    Args:
+        state: shape (batch, tokens, width).
+        mask: true where a token counts, shape (batch, tokens); None counts all.
+        before: the same tokens one block earlier, and their inverse sizes.
+        scratch: where torch's operations work.
+    """
+    others = before or ()
+    if by_c.is_float32(state, *others[:1]) and all(inverse.dtype == torch.float64 for inverse in others[1:]):
+        return _read_once(state, mask, before)
+    inverse = inverse_sizes(state, mask)
+    cosines = cosine_sums(state, inverse)
+    if before is None:
+        angles = torch.full_like(cosines, math.nan)
+    else:
+        angles = angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
+    return torch.cat([cosines, angles]), inverse
+
+
+def _read_once(state: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    found, inverse = torch.empty(N_SUMS, dtype=torch.float64), torch.empty(state.shape[:2], dtype=torch.float64)
+    kept = None if mask is None else mask.to(state.device).contiguous()
+    there = (0, 0) if before is None else (before[0].data_ptr(), before[1].data_ptr())
+    mask_address = 0 if kept is None else kept.data_ptr()
+    by_c.kernel.tokens(state.data_ptr(), *state.shape, mask_address, inverse.data_ptr(), *there, found.data_ptr())
+    if before is None:
+        found[2:] = math.nan
+    return found, inverse
 
 
 @dataclass(frozen=True)
@@ -155,16 +196,16 @@ class TokenTaps:
         with torch.no_grad():
             values = _sequences(tensor.detach())
             mask = self._mask if self._mask is not None and self._mask.shape == values.shape[:2] else None
-            inverse = inverse_sizes(values, mask)
-            cosines = cosine_sums(values, inverse)
-            angles = self._angles(state, values, inverse) if state.is_end else None
-            self._rows.add(torch.cat([cosines, torch.full_like(cosines, math.nan) if angles is None else angles])[None])
+            before = self._taken(state, values) if state.is_end else None
+            found, inverse = token_sums(values, mask, before, self._scratch)
+            self._rows.add(found[None])
             if state.is_end:
                 kept = values.clone() if self._is_overwritten else values
                 self._before[state.stack] = _Before(state.block, kept, inverse, version_of(kept))
         self._seen.append((self._micro_step, state))
 
-    def _angles(self, state: _State, values: Tensor, inverse: Tensor) -> Tensor | None:
+    def _taken(self, state: _State, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the state before and its inverse sizes; None where it is not known, or no longer as it was."""
         before = self._before.pop(state.stack, None)
         if before is None or before.block != state.block - 1 or before.state.shape != values.shape:
             return None
@@ -172,8 +213,7 @@ class TokenTaps:
             # The stream is added to in place: from the next block on a copy is kept.
             self._is_overwritten = True
             return None
-        there = (before.state.to(values.device), before.inverse.to(values.device))
-        return angle_sums(values, inverse, *there, self._scratch)
+        return before.state.to(values.device), before.inverse.to(values.device)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the tokens table since the last call: this is the one copy to the host."""

@@ -100,6 +100,24 @@ static PyObject *py_turns(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
     Py_RETURN_NONE;
 }
 
+static PyObject *py_tokens(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[8], out; /* state, sequences, tokens, width, mask, inverse, before, inverse_before; then out */
+    int is_done;
+    if (!numbers(args, n_args, a, 8) || !numbers(args + 8, n_args - 8, &out, 1)) return NULL;
+    if (a[1] < 0 || a[2] < 0 || a[3] < 0) {
+        PyErr_SetString(PyExc_ValueError, "expected sizes of 0 or more");
+        return NULL;
+    }
+    Tokens job = {(const float *)(uintptr_t)a[0], a[1], a[2], a[3], (const uint8_t *)(uintptr_t)a[4],
+                  (double *)(uintptr_t)a[5], (const float *)(uintptr_t)a[6], (const double *)(uintptr_t)a[7]};
+    Py_BEGIN_ALLOW_THREADS
+    is_done = rheo_tokens(&job, (double *)(uintptr_t)out);
+    Py_END_ALLOW_THREADS
+    if (!is_done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 #define FAST(name, function, text) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, text}
 static PyMethodDef methods[] = {
     FAST("moments", py_moments,
@@ -115,6 +133,10 @@ static PyMethodDef methods[] = {
     FAST("turns", py_turns,
          "turns(table, n_rows)\n\n"
          "For every row of int64s (address of a vector, of its kept copy, n, out) write their cosine and renew the copy."),
+    FAST("tokens", py_tokens,
+         "tokens(state, sequences, tokens, width, mask, inverse, before, inverse_before, out)\n\n"
+         "Write each float32 token's inverse size to the doubles at `inverse`, and four sums to `out`: of the sequences' mean\n"
+         "cosines, their number, of the angles to the state before over pi, their number. mask and before may be 0."),
     {NULL, NULL, 0, NULL},
 };
 

@@ -62,4 +62,15 @@ void rheo_adam(const float *g, const float *w, const float *m, const float *v, i
                double *out);
 double rheo_turned(const float *now, float *kept, int64_t n);
 
+/* tokens.c: the four sums of a state's tokens to `out`; 0 without memory. Inverse sizes are 0 for a token that does not count. */
+typedef struct {
+    const float *state;
+    int64_t sequences, tokens, width;
+    const uint8_t *mask; /* one byte a token, or NULL: all count */
+    double *inverse;     /* to: one a token */
+    const float *before; /* the same tokens at the state before and their inverse sizes, or NULL */
+    const double *inverse_before;
+} Tokens;
+int rheo_tokens(const Tokens *job, double *out);
+
 #endif

@@ -14,11 +14,12 @@ from rheoscope.probes.recording import Recording
 KIND = "attention_not_seen"
 
 
-def trained(folder: Path) -> Recording:
+def trained(folder: Path, *, attention: bool = True) -> Recording:
     """Train three steps, the first and the last sampled."""
+    torch.manual_seed(0)
     model = gpt2().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with attach(model, optimizer, every=2, folder=folder, strict=True) as probe:
+    with attach(model, optimizer, every=2, folder=folder, strict=True, attention=attention) as probe:
         for _ in range(3):
             loss = loss_of(model, batch_of(model))
             loss.backward()
@@ -39,6 +40,16 @@ def test_sampled_steps_hold_attention_and_tokens_and_nothing_is_said_to_be_missi
     assert sorted(recording.table("attention")["step"].unique()) == [0, 2]
     assert sorted(recording.table("tokens")["step"].unique()) == [0, 2]
     assert KIND not in set(recording.table("events")["kind"])
+
+
+def test_without_attention_its_bound_and_the_tokens_are_still_recorded(tmp_path: Path) -> None:
+    whole, bare = trained(tmp_path / "whole"), trained(tmp_path / "bare", attention=False)
+
+    heads, tokens = bare.table("attention"), bare.table("tokens")
+
+    assert heads[["logit_max", "logit_std", "entropy", "sink_share"]].isna().all(axis=None)
+    assert (heads["logit_bound"] * 1.001 >= whole.table("attention")["logit_max"]).all()
+    assert tokens["cosine"].tolist() == whole.table("tokens")["cosine"].tolist()
 
 
 def test_attention_that_was_not_seen_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from oracles import LENGTH, WIDTH, NanoGPT, batch_of, captured, gpt2, llama
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
 from rheoscope.probes.hooked import Hooked
-from rheoscope.probes.tokens import TokenTaps, angle_sums, cosine_sums, inverse_sizes
+from rheoscope.probes.tokens import TokenTaps, angle_sums, cosine_sums, inverse_sizes, token_sums
 from torch import Tensor, nn
 
 IDS = {"GPT-2": (gpt2, "transformer.h.{}.ln_1", "transformer.h.{}.ln_2", "transformer.ln_f")}
@@ -170,3 +170,48 @@ def test_a_forward_that_failed_is_forgotten() -> None:
 
     hooked.remove()
     assert taps.rows() == []
+
+
+def by_torch(state: Tensor, mask: Tensor | None, before: Tensor) -> list[float]:
+    """Return the four sums by torch's operations alone."""
+    inverse, there = inverse_sizes(state, mask), inverse_sizes(before, mask)
+    return [*cosine_sums(state, inverse).tolist(), *angle_sums(state, inverse, before, there).tolist()]
+
+
+def by_kernel(state: Tensor, mask: Tensor | None, before: Tensor) -> list[float]:
+    """Return the four sums as the taps take them: in C where the package was built with it."""
+    _, there = token_sums(before, mask)
+    return token_sums(state, mask, (before, there))[0].tolist()
+
+
+@pytest.mark.parametrize("sums", [by_torch, by_kernel])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+@pytest.mark.parametrize("shape", [(2, 5, 33), (3, 2, 7), (1, 9, 256), (2, 4, 5001), (2, 3, 1)])
+def test_both_implementations_equal_pairs_in_float64(sums: Any, scale: float, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = scale * torch.randn(shape, generator=generator)
+    state = before + scale * torch.randn(shape, generator=generator)
+    mask = torch.ones(shape[:2], dtype=torch.bool)
+    mask[0, -1] = shape[1] < 3
+
+    for kept in (None, mask):
+        cosines, n_sequences, angles, n_tokens = sums(state, kept, before)
+
+        assert cosines / n_sequences == pytest.approx(mean_cosine(state / scale, kept), abs=2e-6)
+        # arccos itself is known to 1e-8 where a token of one channel did not turn at all
+        assert angles / n_tokens == pytest.approx(mean_angle(state / scale, before / scale, kept), rel=1e-5, abs=1e-7)
+        assert n_tokens == (shape[0] * shape[1] if kept is None else int(kept.sum()))
+
+
+@pytest.mark.parametrize("sums", [by_torch, by_kernel])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_zero_tokens_and_values_that_are_not_finite_agree(sums: Any, bad: float) -> None:
+    state, before = torch.randn(2, 5, 33), torch.randn(2, 5, 33)
+    state[0, 1] = 0.0
+    before[1, 3] = 0.0
+
+    assert sums(state, None, before)[3] == 8
+    assert sums(state[:, :1], None, before[:, :1])[:2] == [0.0, 0.0]
+
+    state[1, 2, 7] = bad
+    assert math.isnan(sums(state, None, before)[0])

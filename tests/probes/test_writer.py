@@ -42,7 +42,7 @@ def train(folder: Path, n_steps: int, *, resume: bool = False, strict: bool = Fa
 
 
 def fill_after(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """Write every step at once, five appends each, and make the disk full after ``n`` appends."""
+    """Write every step at once, seven appends each, and make the disk full after ``n`` appends."""
     monkeypatch.setattr("rheoscope.probes.pending.MOST_STEPS", 1)
     append, count = Log.append, iter(range(10**9))
 
@@ -59,7 +59,7 @@ def test_a_full_disk_is_said_once_and_training_goes_on(
 ) -> None:
     _, expected = train(tmp_path / "free", 6)
     with monkeypatch.context() as patch:
-        fill_after(patch, 13)
+        fill_after(patch, 17)
         _, losses = train(tmp_path / "run", 6)
 
     recording = Recording.load(tmp_path / "run")
@@ -72,7 +72,7 @@ def test_a_full_disk_is_said_once_and_training_goes_on(
 
 def test_a_recording_that_met_a_full_disk_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        fill_after(patch, 13)
+        fill_after(patch, 17)
         train(tmp_path / "run", 6)
 
     train(tmp_path / "run", 3, resume=True, strict=True)
@@ -85,7 +85,7 @@ def test_a_recording_that_met_a_full_disk_is_continued(tmp_path: Path, monkeypat
 
 
 def test_strict_raises_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill_after(monkeypatch, 13)
+    fill_after(monkeypatch, 17)
 
     with pytest.raises(ProbeError, match="Expected room to write the recording in"):
         train(tmp_path / "run", 6, strict=True)
