@@ -12,6 +12,7 @@ from torch.nn import functional
 from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy
 from .batches import Batch, arguments, call, describe, tensors
+from .compiled import bare
 from .discovery import discover
 from .errors import BatchError
 from .log import Log
@@ -55,6 +56,7 @@ def examine(
         BatchError: the model rejects the batch, or no loss can be made of its output.
         DiscoveryError: the model has no residual stream.
     """
+    model = bare(model)
     anatomy = discover(model, batch)
     log = Log(None)
     head = manifest(model, every=1, label=label)

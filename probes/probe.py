@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .anatomy import Anatomy
 from .batches import Arguments
+from .compiled import EAGER, IN_GRAPH, bare, is_compiled, uncompiled
 from .discovery import discover
+from .door import Door
 from .errors import ProbeError
 from .faults import Faults
 from .hooked import Hook
@@ -48,10 +50,12 @@ class Probe:
         attention: bool,
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer = bare(model), optimizer
+        self._is_compiled = is_compiled(model)
+        self._stance: AbstractContextManager[Any] | None = None
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
-        self._gauge = StepGauge(model, optimizer, scaler)
+        self._gauge = StepGauge(self.model, optimizer, scaler)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
         self._pending: Pending | None = None
@@ -66,10 +70,8 @@ class Probe:
         self._started = time.perf_counter()
         if anatomy is not None:
             self._know(anatomy)
-        self._handles: list[Any] = [
-            model.register_forward_pre_hook(Hook(self._forward_begins), with_kwargs=True, prepend=True),
-            model.register_forward_hook(Hook(self._forward_ends), always_call=True),
-        ]
+        self._door = Door(model, self._forward_begins, self._forward_ends)
+        self._handles: list[Any] = []
         if optimizer is not None:
             before, after = Hook(self._before_step), Hook(self._after_step)
             self._handles.append(optimizer.register_step_pre_hook(before))
@@ -124,22 +126,24 @@ class Probe:
         if self._is_closed:
             return
         self._is_closed = True
+        self._door.close()
         for handle in self._handles:
             handle.remove()
         self._gauge.close()
         if self._taps is not None:
             self._taps.detach()
+            self._taps.leave_graph()
         try:
             self._faults.guard("close", self._keep_unstepped)
             self._faults.guard("close", self._flush)
         finally:
             self._faults.guard("close", self._writer.close)
 
-    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training and not self._is_discovering and not torch.compiler.is_compiling():
+    def _forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not self._is_discovering:
             self._faults.measure("forward", lambda: self._begin(args, kwargs))
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._n_forwards += 1
         self._gauge.forward_begins()
         if self._taps is None and self._n_tries < MOST_TRIES:
@@ -148,13 +152,15 @@ class Probe:
             try:
                 # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
                 with warnings.catch_warnings(action="ignore"):
-                    found = discover(self.model, Arguments(args, kwargs))
+                    found = discover(self.model, Arguments(args, dict(kwargs)))
                 self._know(found)
             finally:
                 self._is_discovering = False
         if self._taps is None or not self._is_sampled():
             return
         self._taps.attach()
+        if self._is_compiled and not self._taps.is_in_graph:
+            self._stance = uncompiled()
         if not self._taps.begin(args, kwargs) and self._n_steps == 0:
             self._faults.say(
                 "never_stepped",
@@ -163,16 +169,27 @@ class Probe:
             )
             self._flush()
 
-    def _forward_ends(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
-        if self._taps is not None and not self._is_discovering:
-            self._taps.end(failed=output is None and sys.exc_info()[0] is not None)
+    def _forward_ends(self, has_failed: bool) -> None:  # noqa: FBT001 - as the door calls it
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+        taps = self._taps
+        if taps is None or self._is_discovering:
+            return
+        was_looked_at = taps.current is not None
+        taps.end(failed=has_failed)
+        if was_looked_at and taps.is_in_graph and not taps.n_shown_in_graph and not has_failed:
+            taps.leave_graph()
+            self._faults.say("compiled", EAGER)
 
     def _know(self, anatomy: Anatomy) -> None:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
-        self._taps = Taps(self.model, anatomy, self._faults.fail, relations)
+        self._taps = Taps(self.model, anatomy, self._faults.fail, relations, is_compiled=self._is_compiled)
         self._parameters = ParameterTaps(self.model, anatomy, self.optimizer)
         self._pending = Pending(anatomy, self._taps.layout, self._parameters)
         self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
+        if self._is_compiled:
+            self._event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
 
     def _is_sampled(self) -> bool:
         return self._sampler.is_on and not self._faults.are_too_many

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .anatomy import Anatomy
+from .compiled import bare
 from .errors import ProbeError
 from .hooked import Hooked
 from .manifest import manifest
@@ -95,7 +96,7 @@ def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | 
     if not isinstance(every, int) or every < 1:
         raise ProbeError(f"Expected every >= 1 (a step in so many is sampled), got {every!r}. Pass a positive number.")
     if anatomy is not None:
-        Hooked(model, layout(anatomy).points, lambda _: lambda _: None).remove()
+        Hooked(bare(model), layout(anatomy).points, lambda _: lambda _: None).remove()
 
 
 def _expect_times(schedule: object, triggered: object, scaler: object) -> None:

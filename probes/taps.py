@@ -18,6 +18,7 @@ from torch.compiler import is_compiling
 from .anatomy import Anatomy, Point
 from .biases import BiasTaps
 from .hooked import Hooked, is_recomputing
+from .in_graph import InGraph, serves
 from .paths import Paths, PathSums
 from .relations import RelationTaps
 from .rounding import SHORT, Rounding
@@ -62,8 +63,16 @@ class Taps:
     ``fail(where, error)`` is told of every error of ours; it must not raise unless training is to stop.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, fail: Fail, relations: RelationTaps | None = None) -> None:
-        """Lay out the measurements; nothing is hooked yet. ``relations`` look at the same forwards."""
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        fail: Fail,
+        relations: RelationTaps | None = None,
+        *,
+        is_compiled: bool = False,
+    ) -> None:
+        """Lay out the measurements; ``relations`` look at the same forwards. A model to be compiled is hooked at once."""
         self.anatomy = anatomy
         self.layout: Layout = layout(anatomy)
         self.readings: list[Reading] = []
@@ -74,10 +83,19 @@ class Taps:
         self.flowing: Reading | None = None  # whose gradient came last: what checkpointing recomputes belongs to it
         self._model = model
         self._hooked: Hooked | None = None
+        self._graph: InGraph | None = None
+        self.n_shown_in_graph = 0
         self._on_leaves: list[Any] = []
         self._paths = Paths(anatomy)
         self._biases = BiasTaps(model, anatomy)
         self._spare: list[Reading] = []
+        if is_compiled and serves(self.layout.points):
+            self._graph = InGraph(model, self.layout.points, self._tap)
+
+    @property
+    def is_in_graph(self) -> bool:
+        """Whether the graph of a compiled model shows its tensors."""
+        return self._graph is not None
 
     @property
     def is_attached(self) -> bool:
@@ -85,12 +103,12 @@ class Taps:
         return self._hooked is not None
 
     def attach(self) -> None:
-        """Hook the model."""
-        if self._hooked is None:
-            self._hooked = Hooked(self._model, self.layout.points, self._tap)
+        """Hook the model; in a graph the hooks are there already."""
+        if self._hooked is None and self._graph is None:
+            self._hooked = Hooked(self._model, self.layout.points, lambda point: self._tap(point).see)
 
     def detach(self) -> None:
-        """Unhook the model."""
+        """Unhook the model; the operators stay in a graph, where they show nothing."""
         if self._hooked is not None:
             self._hooked.remove()
             self._hooked = None
@@ -102,25 +120,37 @@ class Taps:
     def begin(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
         """Start a micro-batch: the forward with these arguments gets a new reading; return whether there is room."""
         self.flowing = None
-        if self._hooked is None or len(self.readings) >= MOST_READINGS:
+        if (self._hooked is None and self._graph is None) or len(self.readings) >= MOST_READINGS:
             return False
         self.current = self._spare.pop() if self._spare else self._new_reading()
         self.readings.append(self.current)
         self._biases.read(self.current.biases)
-        self._hooked.restart()
+        if self._graph is not None:
+            self._graph.switch.is_on = True
+            return True
+        if self._hooked is not None:
+            self._hooked.restart()
         if self.relations is not None:
             self.relations.begin(args, dict(kwargs or {}), len(self.readings) - 1)
         return True
 
     def end(self, *, failed: bool = False) -> None:
         """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten."""
-        if self.relations is not None:
+        if self._graph is not None:
+            self._graph.switch.is_on = False
+        elif self.relations is not None:
             self.relations.end(failed=failed)
         if failed and self.current is not None:
             self.give_back([self.readings.pop()])
         self.current = None
         if self.readings:
             self.readings[-1].rounding.release()
+
+    def leave_graph(self) -> None:
+        """Take the operators out of a graph that shows nothing; from the next ``attach`` on plain hooks are used."""
+        if self._graph is not None:
+            self._graph.remove()
+            self._graph = None
 
     def take(self) -> list[Reading]:
         """Return the readings since the last call, and forget them; ``give_back`` them once they are read."""
@@ -168,8 +198,8 @@ class Taps:
             self._biases.room(device),
         )
 
-    def _tap(self, point: Point) -> Callable[[Tensor], None]:
-        return _Tap(self, self._paths, point, self.layout.flags[point]).see
+    def _tap(self, point: Point) -> _Tap:
+        return _Tap(self, self._paths, point, self.layout.flags[point])
 
 
 class _Tap:
@@ -216,6 +246,23 @@ class _Tap:
                     taps.keep_leaf(handle)
         except Exception as error:  # noqa: BLE001 - training goes on
             taps.fail("forward", error)
+
+    def see_passing(self, tensor: Tensor) -> None:
+        """Measure a tensor of a running graph, whose memory is used again afterwards."""
+        taps = self._taps
+        try:
+            taps.n_shown_in_graph += 1
+            if taps.current is not None:
+                taps.current.sums.measure(self._row, tensor, self._flags)
+        except Exception as error:  # noqa: BLE001 - training goes on
+            taps.fail("forward", error)
+
+    def see_returning(self, gradient: Tensor) -> None:
+        """Measure a gradient of a running graph: it belongs to the last forward whose gradient has not come yet."""
+        readings = reversed(self._taps.readings)
+        reading = next((reading for reading in readings if self._back not in reading.came_back), None)
+        if reading is not None:
+            self._see_gradient(reading, gradient if self._leaving is None else gradient.clone())
 
     def _is_shown(self, reading: Reading, tensor: Tensor) -> bool:
         """Return whether this very tensor was measured at the point before (a dropout of 0 hands on what it is given)."""

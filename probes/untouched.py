@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from .compiled import is_compiled, uncompiled
+
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, *, training: bool | None = None) -> Iterator[None]:
     """Run a block that may change buffers, flags, random state or ``.grad``, and put all of them back.
+
+    What is compiled of the model runs uncompiled in it.
 
     Args:
         model: the model; its parameters are not copied: the block must not write to them.
@@ -25,7 +29,7 @@ def untouched(model: nn.Module, *, training: bool | None = None) -> Iterator[Non
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    with _random_state(model):
+    with _random_state(model), uncompiled(is_on=is_compiled(model)):
         try:
             if training is not None:
                 model.train(training)

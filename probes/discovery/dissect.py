@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.batches import Batch, arguments, call, tensors
+from rheoscope.probes.compiled import bare
 from rheoscope.probes.errors import BatchError, DiscoveryError
 from rheoscope.probes.untouched import untouched
 from torch import nn
@@ -36,6 +37,7 @@ def discover(model: nn.Module, batch: Batch) -> Anatomy:
         BatchError: the model rejects the batch.
         DiscoveryError: its dataflow holds no residual stream, or its parameters are on the meta device.
     """
+    model = bare(model)
     _check(model, batch)
     with untouched(model, training=False):
         flow, found = _traced(model, batch)

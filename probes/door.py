@@ -1,0 +1,65 @@
+"""Know when a forward of the training loop begins and ends: outside of all that is compiled, traced or transformed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .hooked import Hook
+
+Begins = Callable[[tuple[Any, ...], Mapping[str, Any]], None]
+Ends = Callable[[bool], None]
+
+
+class Door:
+    """Calls ``begins(args, kwargs)`` and ``ends(has_failed)`` around every forward of ``model`` in training mode."""
+
+    def __init__(self, model: nn.Module, begins: Begins, ends: Ends) -> None:
+        """Watch the model; neither callable may raise unless training is to stop."""
+        self._model, self._begins, self._ends = model, begins, ends
+        self._compiled: Any = model._compiled_call_impl
+        self._handles: list[RemovableHandle] = []
+        if self._compiled is not None:
+            # All hooks of a module that compiled itself are inside its graph.
+            model._compiled_call_impl = self._call
+        else:
+            enter, leave = Hook(self._enter), Hook(self._leave)
+            self._handles.append(model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
+            self._handles.append(model.register_forward_hook(leave, always_call=True))
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._compiled is not None and self._model._compiled_call_impl == self._call:
+            self._model._compiled_call_impl = self._compiled
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        self._enter(self._model, args, kwargs)
+        try:
+            output = self._compiled(*args, **kwargs)
+        except BaseException:
+            self._ends(True)  # noqa: FBT003 - the same call as a hook's
+            raise
+        self._ends(False)  # noqa: FBT003
+        return output
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # While a graph is traced this is all that dynamo sees of us: a constant.
+        if not torch.compiler.is_compiling() and module.training and not _is_transformed():
+            self._begins(args, kwargs)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
+        if not torch.compiler.is_compiling():
+            self._ends(output is None and sys.exc_info()[0] is not None)
+
+
+def _is_transformed() -> bool:
+    """Return whether a transform of torch.func runs: its tensors have no memory that could be read."""
+    return bool(torch._C._functorch.peek_interpreter_stack() is not None)
