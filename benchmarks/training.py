@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rheoscope.probes import function_taps, hooked, probe, taps
+from rheoscope.probes import function_taps, hooked, probe, tap
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.recorder import attach
 from rivals import put_on_naive_hooks, put_on_readers
@@ -62,8 +62,8 @@ class Inside:
         """Time every door through which torch or the loop calls a probe."""
         for owner, name in (
             (hooked.Hook, "__call__"),
-            (taps._Tap, "_see_node"),
-            (taps._Tap, "_see_gradient"),
+            (tap.Tap, "_see_node"),
+            (tap.Tap, "_see_gradient"),
             (function_taps.FunctionTaps, "_measure"),
             (function_taps.FunctionTaps, "_quietly"),
             (probe.Probe, "step"),

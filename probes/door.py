@@ -45,9 +45,9 @@ class Door:
         try:
             output = self._compiled(*args, **kwargs)
         except BaseException:
-            self._ends(True)  # noqa: FBT003 - the same call as a hook's
+            self._ends(True)
             raise
-        self._ends(False)  # noqa: FBT003
+        self._ends(False)
         return output
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

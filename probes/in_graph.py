@@ -26,6 +26,9 @@ from .hooked import Hook
 class Look(Protocol):
     """Who looks at one point: at the tensor that passes, and at its gradient when that comes back."""
 
+    def see(self, tensor: Tensor) -> None:
+        """Look at a tensor outside of every graph, and at its gradient when that comes."""
+
     def see_passing(self, tensor: Tensor) -> None:
         """Look at the tensor; it is overwritten as soon as this returns."""
 
@@ -89,20 +92,27 @@ def serves(points: Iterable[Point]) -> bool:
 
 
 def _entering(switch: Switch, places: Any, module: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG001
-    if switch.is_on and is_compiling() and not is_exporting():
+    if switch.is_on and not is_exporting():
         for position, number in places:
             _write(at(args if isinstance(position[0], int) else kwargs, position), number)
 
 
 def _leaving(switch: Switch, places: Any, module: Any, args: Any, output: Any) -> None:  # noqa: ARG001
-    if switch.is_on and is_compiling() and not is_exporting():
+    if switch.is_on and not is_exporting():
         for position, number in places:
             _write(at(output, position) if position else output, number)
 
 
 def _write(tensor: Any, number: int) -> None:
-    """Write the operator into the graph, forward and backward."""
-    if isinstance(tensor, Tensor) and tensor.is_floating_point():
+    """Write the operator into the graph that is traced, forward and backward; show the tensor where none is."""
+    if not isinstance(tensor, Tensor):
+        return
+    if not is_compiling():
+        # A part of the model that is not compiled.
+        look = _looks.get(number)
+        if look is not None:
+            look.see(tensor)
+    elif tensor.is_floating_point():
         torch.ops.rheoscope.passing(tensor.detach(), number)
         if tensor.requires_grad:
             tensor.register_hook(partial(_return, number))  # type: ignore[no-untyped-call]
@@ -114,23 +124,23 @@ def _return(number: int, gradient: Tensor) -> None:
 
 _numbers = itertools.count()
 _looks: dict[int, Look] = {}  # what is traced into a graph is a number: who looks is found when the graph runs
-_library = torch.library.Library("rheoscope", "DEF")
+_library = torch.library.Library("rheoscope", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _passing(tensor: Tensor, number: int) -> None:  # noqa: ARG001
+def _passing(tensor: Tensor, number: int) -> None:
     look = _looks.get(number)
     if look is not None:
         look.see_passing(tensor)
 
 
-def _returning(gradient: Tensor, number: int) -> None:  # noqa: ARG001
+def _returning(gradient: Tensor, number: int) -> None:
     look = _looks.get(number)
     if look is not None:
         look.see_returning(gradient)
 
 
 for _name, _function in (("passing", _passing), ("returning", _returning)):
-    _library.define(f"{_name}(Tensor tensor, int number) -> ()")
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
-    _library.impl(_name, lambda *_: None, "Meta")
+    _library.define(f"{_name}(Tensor tensor, int number) -> ()")  # type: ignore[no-untyped-call]
+    _library.impl(_name, _function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _library.impl(_name, lambda *_: None, "Meta")  # type: ignore[no-untyped-call]
     _register_effectful_op(getattr(torch.ops.rheoscope, _name).default, _EffectType.ORDERED)

@@ -16,8 +16,8 @@ from .host_copies import HostCopy
 from .kernels import POWERS
 from .parameter_columns import ParameterColumns
 from .parameters import ParameterNumbers, ParameterTaps
+from .reading import Reading
 from .sites import Layout
-from .taps import Reading
 
 MOST_STEPS, MOST_SECONDS = 16, 10.0  # held at most, whichever comes first
 Append = Callable[[str, dict[str, Any]], None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 
 from .anatomy import Anatomy
 from .batches import Arguments
-from .compiled import EAGER, IN_GRAPH, bare, is_compiled, uncompiled
+from .compiled import EAGER, IN_GRAPH, bare, compilation
 from .discovery import discover
 from .door import Door
 from .errors import ProbeError
@@ -23,12 +22,13 @@ from .hooked import Hook
 from .host_copies import ScalarCopies
 from .parameters import ParameterNumbers, ParameterTaps
 from .pending import Pending
+from .reading import Reading
 from .recording import Recording
 from .relations import RelationTaps
 from .scalars import count_of, loss_of, name_of
 from .schedule import Sampler
 from .step_gauge import StepGauge
-from .taps import MOST_READINGS, Reading, Taps
+from .taps import MOST_READINGS, Taps
 from .writer import Writer
 
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
@@ -51,8 +51,7 @@ class Probe:
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = bare(model), optimizer
-        self._is_compiled = is_compiled(model)
-        self._stance: AbstractContextManager[Any] | None = None
+        self._compilation = compilation(model)
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
         self._gauge = StepGauge(self.model, optimizer, scaler)
@@ -64,7 +63,7 @@ class Probe:
         self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
         self._n_measured: int | None = None
         self._read: ParameterNumbers | None = None
-        self._is_closed = self._is_discovering = False
+        self._is_closed = False
         self._sampler = sampler
         sampler.choose(self._step)
         self._started = time.perf_counter()
@@ -140,27 +139,20 @@ class Probe:
             self._faults.guard("close", self._writer.close)
 
     def _forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if not self._is_discovering:
-            self._faults.measure("forward", lambda: self._begin(args, kwargs))
+        self._faults.measure("forward", lambda: self._begin(args, kwargs))
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._n_forwards += 1
         self._gauge.forward_begins()
         if self._taps is None and self._n_tries < MOST_TRIES:
             self._n_tries += 1
-            self._is_discovering = True
-            try:
-                # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
-                with warnings.catch_warnings(action="ignore"):
-                    found = discover(self.model, Arguments(args, dict(kwargs)))
-                self._know(found)
-            finally:
-                self._is_discovering = False
+            # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
+            with warnings.catch_warnings(action="ignore"):
+                found = discover(self.model, Arguments(args, dict(kwargs)))
+            self._know(found)
         if self._taps is None or not self._is_sampled():
             return
         self._taps.attach()
-        if self._is_compiled and not self._taps.is_in_graph:
-            self._stance = uncompiled()
         if not self._taps.begin(args, kwargs) and self._n_steps == 0:
             self._faults.say(
                 "never_stepped",
@@ -169,26 +161,19 @@ class Probe:
             )
             self._flush()
 
-    def _forward_ends(self, has_failed: bool) -> None:  # noqa: FBT001 - as the door calls it
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
-        taps = self._taps
-        if taps is None or self._is_discovering:
-            return
-        was_looked_at = taps.current is not None
-        taps.end(failed=has_failed)
-        if was_looked_at and taps.is_in_graph and not taps.n_shown_in_graph and not has_failed:
-            taps.leave_graph()
-            self._faults.say("compiled", EAGER)
+    def _forward_ends(self, has_failed: bool) -> None:
+        if self._taps is not None:
+            told = self._taps.end(failed=has_failed)
+            if told:
+                self._faults.say("compiled", told)
 
     def _know(self, anatomy: Anatomy) -> None:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
-        self._taps = Taps(self.model, anatomy, self._faults.fail, relations, is_compiled=self._is_compiled)
+        self._taps = Taps(self.model, anatomy, self._faults.fail, relations, self._compilation)
         self._parameters = ParameterTaps(self.model, anatomy, self.optimizer)
         self._pending = Pending(anatomy, self._taps.layout, self._parameters)
         self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
-        if self._is_compiled:
+        if self._compilation != "none":
             self._event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
 
     def _is_sampled(self) -> bool:

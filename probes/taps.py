@@ -5,56 +5,28 @@ Gradients come from tensor hooks on the tapped tensors, never from full backward
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch import nn
 
 from .anatomy import Anatomy, Point
 from .biases import BiasTaps
-from .hooked import Hooked, is_recomputing
+from .compiled import EAGER, Compilation, uncompiled
+from .hooked import Hooked
 from .in_graph import InGraph, serves
 from .paths import Paths, PathSums
+from .reading import Reading
 from .relations import RelationTaps
-from .rounding import SHORT, Rounding
+from .rounding import Rounding
 from .sites import Layout, layout
 from .statistics import Sheet
-from .versions import version_of
+from .tap import Tap
 
 MOST_READINGS = 64  # forwards measured in one step; more are not
 Fail = Callable[[str, Exception], None]
-
-
-@dataclass
-class Reading:
-    """What one forward and its backward gave.
-
-    Attributes:
-        sums: rows of points forward, then of the same backward.
-        paths: the two paths by which each add's gradient reaches the state before.
-        rounding: what each add rounded away.
-        biases: sums of squares of the branches' output biases.
-        came_back: rows whose gradient has been seen.
-        copies: rows that hold what another row was measured to be, as (row, source).
-        writes: row of a gradient that is a write's under another name -> its add, and the row of the sum's gradient.
-        shown: the tensor measured last in the forward (a weak reference), its version, row and flags.
-        is_repeated: whether some gradient came back twice; the last one counts.
-    """
-
-    sums: Sheet
-    paths: PathSums
-    rounding: Rounding
-    biases: Tensor
-    came_back: set[int] = field(default_factory=set)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    writes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    shown: tuple[Any, int, int, int] | None = None
-    is_repeated: bool = False
 
 
 class Taps:
@@ -69,8 +41,7 @@ class Taps:
         anatomy: Anatomy,
         fail: Fail,
         relations: RelationTaps | None = None,
-        *,
-        is_compiled: bool = False,
+        compilation: Compilation = "none",
     ) -> None:
         """Lay out the measurements; ``relations`` look at the same forwards. A model to be compiled is hooked at once."""
         self.anatomy = anatomy
@@ -84,12 +55,15 @@ class Taps:
         self._model = model
         self._hooked: Hooked | None = None
         self._graph: InGraph | None = None
-        self.n_shown_in_graph = 0
+        self._is_compiled = compilation != "none"
+        self._stance: AbstractContextManager[Any] | None = None
+        self.n_shown_in_graph = 0  # points, since the forward began
+        self._is_graph_proven = False
         self._on_leaves: list[Any] = []
         self._paths = Paths(anatomy)
         self._biases = BiasTaps(model, anatomy)
         self._spare: list[Reading] = []
-        if is_compiled and serves(self.layout.points):
+        if compilation == "whole" and serves(self.layout.points):
             self._graph = InGraph(model, self.layout.points, self._tap)
 
     @property
@@ -126,18 +100,33 @@ class Taps:
         self.readings.append(self.current)
         self._biases.read(self.current.biases)
         if self._graph is not None:
-            self._graph.switch.is_on = True
+            self._graph.switch.is_on, self.n_shown_in_graph = True, 0
             return True
+        if self._is_compiled:
+            self._stance = uncompiled()
         if self._hooked is not None:
             self._hooked.restart()
         if self.relations is not None:
             self.relations.begin(args, dict(kwargs or {}), len(self.readings) - 1)
         return True
 
-    def end(self, *, failed: bool = False) -> None:
-        """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten."""
+    def end(self, *, failed: bool = False) -> str | None:
+        """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten.
+
+        Returns:
+            Once, that a graph showed nothing and is not looked at any longer.
+        """
+        told = None
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
         if self._graph is not None:
             self._graph.switch.is_on = False
+            if self.current is not None and not failed and not self._is_graph_proven:
+                self._is_graph_proven = self.n_shown_in_graph >= len(self.rows)
+                if not self._is_graph_proven:
+                    self.leave_graph()
+                    told = EAGER
         elif self.relations is not None:
             self.relations.end(failed=failed)
         if failed and self.current is not None:
@@ -145,6 +134,7 @@ class Taps:
         self.current = None
         if self.readings:
             self.readings[-1].rounding.release()
+        return told
 
     def leave_graph(self) -> None:
         """Take the operators out of a graph that shows nothing; from the next ``attach`` on plain hooks are used."""
@@ -198,109 +188,5 @@ class Taps:
             self._biases.room(device),
         )
 
-    def _tap(self, point: Point) -> _Tap:
-        return _Tap(self, self._paths, point, self.layout.flags[point])
-
-
-class _Tap:
-    """One point: measures its tensor as it passes, and the gradient of the loss with respect to it as it comes back."""
-
-    __slots__ = ("_arriving", "_back", "_flags", "_has_path", "_leaving", "_row", "_taps", "_write")
-
-    def __init__(self, taps: Taps, paths: Paths, point: Point, flags: int) -> None:
-        self._taps, self._flags = taps, flags
-        self._row = taps.rows[point]
-        self._back = self._row + len(taps.rows)
-        self._arriving, self._leaving = paths.arriving.get(point), paths.leaving.get(point)
-        self._has_path = self._arriving is not None or self._leaving is not None
-        self._write = self._add_of(paths, point)
-
-    def _add_of(self, paths: Paths, point: Point) -> tuple[int, int] | None:
-        """Return, where the point is the write of an add, the add's index and the row of its sum's gradient."""
-        index = paths.write_of.get(point, -1)
-        source = next((where for where, (add, _) in paths.leaving.items() if add == index), None)
-        return None if source is None else (index, self._taps.rows[source] + len(self._taps.rows))
-
-    def see(self, tensor: Tensor) -> None:
-        """Measure ``tensor``, and its gradient when that comes."""
-        taps = self._taps
-        try:
-            again = is_recomputing()
-            reading = taps.recomputed() if again else taps.current
-            if reading is None or not tensor.is_floating_point():
-                return
-            if not again:
-                if not self._has_path and reading.shown is not None and self._is_shown(reading, tensor):
-                    return
-                reading.sums.measure(self._row, tensor, self._flags)
-                if tensor.dtype in SHORT:
-                    reading.rounding.see(self._row, tensor)
-                reading.shown = (weakref.ref(tensor), version_of(tensor), self._row, self._flags)
-            node = tensor.grad_fn
-            if node is not None and not is_compiling():
-                # Half the price of a hook on the tensor, and the same gradient.
-                node.register_prehook(partial(self._see_node, reading, tensor.output_nr))
-            elif tensor.requires_grad:
-                handle = tensor.register_hook(partial(self._see_gradient, reading))  # type: ignore[no-untyped-call]
-                if tensor.is_leaf:
-                    taps.keep_leaf(handle)
-        except Exception as error:  # noqa: BLE001 - training goes on
-            taps.fail("forward", error)
-
-    def see_passing(self, tensor: Tensor) -> None:
-        """Measure a tensor of a running graph, whose memory is used again afterwards."""
-        taps = self._taps
-        try:
-            taps.n_shown_in_graph += 1
-            if taps.current is not None:
-                taps.current.sums.measure(self._row, tensor, self._flags)
-        except Exception as error:  # noqa: BLE001 - training goes on
-            taps.fail("forward", error)
-
-    def see_returning(self, gradient: Tensor) -> None:
-        """Measure a gradient of a running graph: it belongs to the last forward whose gradient has not come yet."""
-        readings = reversed(self._taps.readings)
-        reading = next((reading for reading in readings if self._back not in reading.came_back), None)
-        if reading is not None:
-            self._see_gradient(reading, gradient if self._leaving is None else gradient.clone())
-
-    def _is_shown(self, reading: Reading, tensor: Tensor) -> bool:
-        """Return whether this very tensor was measured at the point before (a dropout of 0 hands on what it is given)."""
-        assert reading.shown is not None
-        seen, version, row, flags = reading.shown
-        if seen() is not tensor or version != version_of(tensor) or flags != self._flags:
-            return False
-        n = len(self._taps.rows)
-        reading.copies += [(self._row, row), (self._back, n + row)]
-        if self._write is not None:
-            reading.writes[n + row] = self._write
-        if tensor.dtype in SHORT:
-            reading.rounding.see(self._row, tensor)
-        return True
-
-    def _see_gradient(self, reading: Reading, gradient: Tensor) -> None:
-        self._see_node(reading, 0, (gradient,))
-
-    def _see_node(self, reading: Reading, output: int, gradients: tuple[Tensor | None, ...]) -> None:
-        """Measure the gradient of one output of a node; the hook holds rows and buffers, never the activation."""
-        try:
-            gradient = gradients[output]
-            if gradient is None:
-                return
-            self._taps.flowing = reading
-            row = self._back
-            if row in reading.came_back:
-                reading.is_repeated = True
-            reading.came_back.add(row)
-            write = self._write or (reading.writes.get(row) if reading.writes else None)
-            if write is not None and reading.paths.is_held(write[0], gradient):
-                # An add hands one and the same gradient to both of its operands: it was measured at the sum.
-                reading.copies.append((row, write[1]))
-            elif self._arriving is not None:
-                reading.paths.arrive(self._arriving, gradient, reading.sums, row)
-            else:
-                reading.sums.measure(row, gradient)
-            if self._leaving is not None:
-                reading.paths.leave(self._leaving[0], gradient)
-        except Exception as error:  # noqa: BLE001 - training goes on
-            self._taps.fail("backward", error)
+    def _tap(self, point: Point) -> Tap:
+        return Tap(self, self._paths, point, self.layout.flags[point])
