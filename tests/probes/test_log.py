@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rheoscope.probes.errors import RecordingError, RecordingExistsError
-from rheoscope.probes.log import MANIFEST, SCHEMAS, Log, compact, read_batches
+from rheoscope.probes.log import MANIFEST, Log, compact
+from rheoscope.probes.table_files import SCHEMAS, read_batches
 from rheoscope.probes.schema import MOST_TEXT, TABLES
 
 N_BATCHES = 6
