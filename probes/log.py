@@ -20,7 +20,7 @@ from .errors import RecordingError, RecordingExistsError
 from .schema import TABLES
 from .step_choice import StepChoice
 from .summaries import MOST_ROWS, summarise
-from .table_files import ROWS_A_GROUP, SCHEMAS, SEGMENTS_KEY, held, read_batches, segments
+from .table_files import ROWS_A_GROUP, SCHEMAS, SEGMENTS_KEY, held, last_step, read_batches, segments
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 64 * 2**20  # bytes; an anatomy of 1,000 blocks takes about 4 MB
@@ -75,6 +75,33 @@ class Log:
             self._batches.setdefault(name, []).append(batch)
         else:
             self._stream(name, self.folder).write_batch(batch)
+
+    def continue_from(self, first_step: int | None) -> tuple[int, int]:
+        """Make room for what is recorded from ``first_step`` on, before anything is appended.
+
+        Rows of that step and later ones are dropped, one table after the other, each in one piece: what was recorded
+        after the checkpoint that a run restarts from happens again.
+
+        Args:
+            first_step: None for the one behind the last that left rows in any table.
+
+        Returns:
+            The first step, and the last that was recorded before; -1 where there is none.
+
+        Raises:
+            RecordingError: a table is damaged.
+            OSError: the disk is full.
+        """
+        folder = self.folder
+        if folder is None:
+            return first_step or 0, -1
+        ends = {name: last_step(folder, name) for name, columns in TABLES.items() if "step" in columns}
+        last = max(end for name, end in ends.items() if name != "events")
+        if first_step is not None:
+            for name, end in ends.items():
+                if end >= first_step:
+                    compact(folder, name, before=first_step)
+        return last + 1 if first_step is None else first_step, last
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest in one piece."""

@@ -30,6 +30,7 @@ CARRIED = {
     "n_chosen",
     "sentence",
 }
+WISHES_AT_ONCE = 24
 _LAST = pc.ScalarAggregateOptions(skip_nulls=False, min_count=0)
 _PARTS = {"_min": "min", "_max": "max", "_sum": "sum", "_n": "sum", "_nonfinite": "sum"}
 ARROW = {"i": pa.int64(), "f": pa.float64(), "s": pa.string(), "b": pa.bool_()}
@@ -89,7 +90,7 @@ def summarise(name: str, batches: Iterable[Any], buckets: int = MOST_BUCKETS) ->
         part = _merged(name, _single(name, rows, origin, width))
         waiting.append(part)
         n_waiting += part.num_rows
-        if n_waiting >= MOST_ROWS:
+        if n_waiting >= MOST_ROWS // 4:
             found, halvings = _bounded(name, [*([] if found is None else [found]), *waiting], buckets)
             waiting, n_waiting, width = [], 0, width * 2**halvings
     tables = [*([] if found is None else [found]), *waiting]
@@ -140,9 +141,19 @@ def _merged(name: str, table: Any) -> Any:
     wishes: list[Any] = [("first_step", "min"), ("step", "max"), ("n_rows", "sum")]
     wishes += [(column, "last", _LAST) for column in last]
     wishes += [(f"{column}{part}", how) for column in _summed(name, table) for part, how in _PARTS.items()]
-    found = table.group_by(keys, use_threads=False).aggregate(wishes)
-    names = {f"{column}_{how}": column for column, how, *_ in wishes}
-    return found.rename_columns([names.get(column, column) for column in found.column_names])
+    found = None
+    for start in range(0, len(wishes), WISHES_AT_ONCE):
+        some = wishes[start : start + WISHES_AT_ONCE]
+        part = table.group_by(keys, use_threads=False).aggregate(some)
+        # Without threads groups come in the order of their first row: the parts line up.
+        names = {f"{column}_{how}": column for column, how, *_ in some}
+        part = part.rename_columns([names.get(column, column) for column in part.column_names])
+        if found is None:
+            found = part
+        else:
+            for column in names.values():
+                found = found.append_column(column, part.column(column))
+    return found
 
 
 def _bounded(name: str, tables: Sequence[Any], buckets: int) -> tuple[Any, int]:

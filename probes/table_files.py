@@ -103,6 +103,23 @@ def n_rows(folder: Path, name: str) -> int:
     return _or_refused(target, lambda: int(pq.read_metadata(target).num_rows)) if target.is_file() else 0
 
 
+def last_step(folder: Path, name: str) -> int:
+    """Return the last step in table ``name``, -1 where it holds none; of a Parquet file nothing but its foot is read.
+
+    Raises:
+        RecordingError: a file is not what a recording holds.
+    """
+    target, wish = folder / f"{name}.parquet", _Wish(name, ["step"], StepChoice(slice(None)))
+    found = [-1]
+    if target.is_file():
+        with _or_refused(target, lambda: pq.ParquetFile(target)) as file:
+            found += [high for group in range(file.num_row_groups) if (high := _span(file, wish, group)[1]) is not None]
+    for path in segments(folder, name):
+        for batch in _stream_batches(path, wish):
+            found.append(pc.max(batch.column("step")).as_py() or -1)
+    return max(found)
+
+
 def signature(folder: Path, name: str) -> tuple[tuple[str, int], ...]:
     """Return the names and sizes of the files of a table: they change whenever its rows do."""
     paths = [folder / f"{name}.parquet", *segments(folder, name)]
