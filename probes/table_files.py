@@ -116,7 +116,8 @@ def last_step(folder: Path, name: str) -> int:
             found += [high for group in range(file.num_row_groups) if (high := _span(file, wish, group)[1]) is not None]
     for path in segments(folder, name):
         for batch in _stream_batches(path, wish):
-            found.append(pc.max(batch.column("step")).as_py() or -1)
+            high = pc.max(batch.column("step")).as_py()
+            found += [] if high is None else [high]
     return max(found)
 
 
