@@ -38,8 +38,14 @@ class Plan:
     seed: int = 0
 
 
-def write(plan: Plan, folder: Path, *, is_closed: bool = True) -> Recording:
-    """Write a recording; left open it is what a killed run leaves."""
+def write(plan: Plan, folder: Path) -> Recording:
+    """Write a recording and close it."""
+    written(plan, folder).close()
+    return Recording.load(folder)
+
+
+def written(plan: Plan, folder: Path) -> Writer:
+    """Return the open writer of a recording: what a run leaves that is killed before it closes."""
     rng = np.random.default_rng(plan.seed)
     writer = Writer(folder, _head(plan), resume=False, strict=True)
     writer.know(_anatomy(plan), [])
@@ -52,8 +58,8 @@ def write(plan: Plan, folder: Path, *, is_closed: bool = True) -> Recording:
         loss = 7.0 * (step + 1) ** -0.1 + 0.02 * rng.standard_normal()
         row = {"step": step, "loss": loss, "lr": 3e-4, "n_tokens": 4_096, "seconds": 0.1, "gradient_norm": 1 + 0.1 * loss}
         writer.add_step({**row, "is_sampled": step % plan.every == 0}, ScalarCopies({}))
-    writer.close() if is_closed else writer.flush()
-    return Recording.load(folder)
+    writer.flush()
+    return writer
 
 
 @dataclass(frozen=True)

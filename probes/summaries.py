@@ -173,7 +173,9 @@ def _public(name: str, table: Any) -> Any:
         count = table.column(f"{column}_n")
         divisor = pc.if_else(pc.greater(count, 0), count, pa.scalar(None, pa.int64()))
         table = table.append_column(f"{column}_mean", pc.divide(table.column(f"{column}_sum"), divisor))
-    table = table.take(pc.sort_indices(table, sort_keys=[("bucket", "ascending"), ("step", "ascending")]))
+    # One order, whatever the batches were.
+    order = [(column, "ascending") for column in ("bucket", "step", *series_of(name))]
+    table = table.take(pc.sort_indices(table, sort_keys=order))
     return table.select([column for column in summary_schema(name).names if column in table.column_names])
 
 
