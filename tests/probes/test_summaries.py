@@ -328,7 +328,7 @@ def test_memory_does_not_grow_with_the_length_of_the_table(monkeypatch: pytest.M
             yield base.set_column(place, SCHEMAS["activations"].field("step"), steps).combine_chunks().to_batches()[0]
 
     peaks = []
-    for n_steps in (200, 1_600):
+    for n_steps in (150, 900):
         start, peak = pa.total_allocated_bytes(), 0
 
         def watched(n: int = n_steps, start: int = start):
