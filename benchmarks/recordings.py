@@ -56,7 +56,14 @@ def written(plan: Plan, folder: Path) -> Writer:
             writer.columns(table.name, table.at(steps, plan.n_steps, rng))
     for step in range(plan.n_steps):
         loss = 7.0 * (step + 1) ** -0.1 + 0.02 * rng.standard_normal()
-        row = {"step": step, "loss": loss, "lr": 3e-4, "n_tokens": 4_096, "seconds": 0.1, "gradient_norm": 1 + 0.1 * loss}
+        row = {
+            "step": step,
+            "loss": loss,
+            "lr": 3e-4,
+            "n_tokens": 4_096,
+            "seconds": 0.1,
+            "gradient_norm": 1 + 0.1 * loss,
+        }
         writer.add_step({**row, "is_sampled": step % plan.every == 0}, ScalarCopies({}))
     writer.flush()
     return writer
@@ -112,13 +119,22 @@ def _tables(plan: Plan) -> Iterator[_Wandering]:
     one = np.ones(len(adds))
     here = _places(*(list(values) for values in zip(*adds, strict=True)))
     paths = {"skip_gain": [1.0] * len(adds)}
-    yield _Wandering("gradient_paths", here | paths, {"skip_rms": 1e-3 * one, "branch_rms": 2e-4 * one, "cosine": 0.1 * one})
+    yield _Wandering(
+        "gradient_paths", here | paths, {"skip_rms": 1e-3 * one, "branch_rms": 2e-4 * one, "cosine": 0.1 * one}
+    )
     yield _parameters(plan)
     if plan.n_heads:
-        heads = [(block, "attention", 2 * block + 1, head) for block in range(plan.n_blocks) for head in range(plan.n_heads)]
+        heads = [
+            (block, "attention", 2 * block + 1, head) for block in range(plan.n_blocks) for head in range(plan.n_heads)
+        ]
         *where, numbers = (list(values) for values in zip(*heads, strict=True))
         shares = np.ones(len(heads))
-        values = {"logit_max": 8 * shares, "logit_std": shares, "entropy_ratio": 0.6 * shares, "sink_share": 0.2 * shares}
+        values = {
+            "logit_max": 8 * shares,
+            "logit_std": shares,
+            "entropy_ratio": 0.6 * shares,
+            "sink_share": 0.2 * shares,
+        }
         fixed = {"head": numbers, "call": [0] * len(heads), "micro_step": [0] * len(heads)}
         yield _Wandering("attention", _places(*where) | fixed, values)
         yield _Wandering("tokens", here, {"cosine": 0.3 * one, "angular_distance": 0.05 * one})
@@ -136,14 +152,26 @@ def _parameters(plan: Plan) -> _Wandering:
     places = {"stack": [0] * len(names), "block": blocks, "branch": kinds, "name": paths, "role": roles}
     places |= {"n": [65_536] * len(names), "gradient_state": ["value"] * len(names)}
     one = np.ones(len(names))
-    sizes = {"weight_rms": 0.02, "gradient_rms": 1e-3, "gradient_absmax": 1e-2, "update_rms": 2e-5, "update_ratio": 1e-3}
+    sizes = {
+        "weight_rms": 0.02,
+        "gradient_rms": 1e-3,
+        "gradient_absmax": 1e-2,
+        "update_rms": 2e-5,
+        "update_ratio": 1e-3,
+    }
     sizes |= {"staleness": 0.7, "second_moment_rms": 1e-3, "below_epsilon_share": 1e-3}
     return _Wandering("parameters", places, {column: level * one for column, level in sizes.items()})
 
 
 def _places(blocks: Sequence[int], kinds: Sequence[str], depths: Sequence[int]) -> dict[str, Any]:
     n = len(blocks)
-    return {"micro_step": [0] * n, "stack": [0] * n, "block": list(blocks), "branch": list(kinds), "depth": list(depths)}
+    return {
+        "micro_step": [0] * n,
+        "stack": [0] * n,
+        "block": list(blocks),
+        "branch": list(kinds),
+        "depth": list(depths),
+    }
 
 
 def _head(plan: Plan) -> dict[str, Any]:

@@ -15,9 +15,7 @@ from pathlib import Path
 
 from measuring import machine, show
 from recordings import Plan, written
-from rheoscope.diagnostics.diagnosis import diagnose
-from rheoscope.probes.recording import Recording
-from rheoscope.reports.page import write_report
+from rheoscope import Recording, diagnose, write_report
 
 PLANS = {
     "10 steps x 48 blocks": Plan(48, 10),
@@ -29,7 +27,19 @@ PLANS = {
     "10 x 1,000": Plan(1_000, 10),
     "100 x 1,000": Plan(1_000, 100),
 }
-COLUMNS = ["recorded", "written", "closed", "MB on disk", "load", "one step", "summary", "diagnose", "report", "MB of page", "peak MB"]
+COLUMNS = [
+    "recorded",
+    "written",
+    "closed",
+    "MB on disk",
+    "load",
+    "one step",
+    "summary",
+    "diagnose",
+    "report",
+    "MB of page",
+    "peak MB",
+]
 
 
 def main(size: str = "full") -> None:

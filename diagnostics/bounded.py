@@ -26,11 +26,11 @@ def bounded(recording: Recording, name: str, steps: frozenset[int]) -> pd.DataFr
     """
     if not recording.is_long(name):
         return recording.table(name)
-    kept = recording.summary(name)
-    columns = recording.table(name, steps=[]).columns
-    more = recording.table(name, steps=steps)
+    kept, whole = recording.summary(name), recording.table(name, steps=[])
+    wanted = steps | _extremes(recording) if name == "steps" else steps
+    more = recording.table(name, steps=wanted)
     # A series whose last step of a bucket is one of those that stand out would come twice.
-    kept = kept.loc[~kept["step"].isin(more["step"].unique()), columns]
+    kept = kept.loc[~kept["step"].isin(more["step"].unique()), whole.columns]
     return pd.concat([kept, more], ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
 
 
@@ -49,21 +49,24 @@ def outstanding(recording: Recording) -> frozenset[int]:
 
 
 def _losses(recording: Recording) -> Iterator[int]:
-    """Yield the first step whose loss is not finite and, where there are many steps, the extremes of every bucket."""
-    rows = recording.table("steps", columns=["step", "loss", "gradient_norm"]).dropna(subset=["step"])
-    events = recording.table("events")
+    """Yield the first step whose loss is not finite."""
+    rows, events = recording.table("steps", columns=["step", "loss"]), recording.table("events")
     ill = [*rows.loc[np.isinf(rows["loss"].to_numpy(float)), "step"]]
     ill += [*events.loc[events["kind"] == "nonfinite_loss", "step"]]
-    if ill:
-        yield int(min(ill))
-    if recording.is_long("steps"):
-        edges = recording.summary("steps", columns=[])["step"].to_numpy()
-        bucket = np.searchsorted(edges, rows["step"].to_numpy())
-        for column in ("loss", "gradient_norm"):
-            known = rows[np.isfinite(rows[column].to_numpy(float))]
-            places = known.groupby(bucket[np.isfinite(rows[column].to_numpy(float))])[column]
-            for where in (places.idxmax(), places.idxmin()):
-                yield from map(int, rows.loc[where, "step"])
+    yield from [int(min(ill))] if ill else []
+
+
+def _extremes(recording: Recording) -> frozenset[int]:
+    """Return where loss and gradient norm are largest and smallest in every bucket: a spike stays in the picture."""
+    columns = ["loss", "gradient_norm"]
+    rows = recording.table("steps", columns=["step", *columns]).dropna(subset=["step"])
+    edges = np.unique(recording.summary("steps", columns=[])["step"])
+    rows["bucket"] = np.searchsorted(edges, rows["step"].to_numpy())
+    found: set[int] = set()
+    for column in columns:
+        known = rows[np.isfinite(rows[column].astype(float))].groupby("bucket")[column]
+        found |= {int(step) for places in (known.idxmax(), known.idxmin()) for step in rows.loc[places, "step"]}
+    return frozenset(found)
 
 
 def _ill_activations(recording: Recording) -> Iterator[int]:
@@ -81,7 +84,8 @@ def _ill_parameters(recording: Recording) -> Iterator[int]:
 
 
 def _has_no_gradient(rows: pd.DataFrame) -> pd.Series:
-    return (rows["gradient_state"] == "value") & ~np.isfinite(rows["gradient_rms"].astype(float))
+    size = rows["gradient_rms"].astype(float)
+    return (rows["gradient_state"] == "value") & (size.isna() | np.isinf(size))
 
 
 def _first_and_last(
@@ -123,13 +127,16 @@ def _departures(recording: Recording) -> Iterator[int]:
     states = summary[(summary["site"] == "state") & (summary["rms_min"] > 0)]
     for side in ("forward", "backward"):
         mine = states[states["direction"] == side]
-        apart = np.log(mine["rms_max"] / mine["rms_min"]).groupby(mine["bucket"]).max()
+        apart = (mine["rms_max"] / mine["rms_min"]).groupby(mine["bucket"]).max()
         for bucket in apart.nlargest(N_OUTLYING).index:
             rows = _inside(recording, "activations", mine[mine["bucket"] == bucket], ["step", *_SITE, "rms"])
             rows = rows[(rows["site"] == "state") & (rows["direction"] == side) & (rows["rms"] > 0)]
-            sizes = np.log(rows.pivot_table(index="step", columns=["stack", "depth"], values="rms")).dropna()
+            grid = rows.assign(level=np.log(rows["rms"])).pivot_table(
+                index="step", columns=["stack", "depth"], values="level"
+            )
+            sizes = grid.dropna()
             if len(sizes):
-                depths = np.array([depth for _, depth in sizes.columns], dtype=float)
+                depths = sizes.columns.get_level_values("depth").to_numpy(dtype=float)
                 level, tilt = sizes.mean(axis=1), (sizes * (depths - depths.mean())).sum(axis=1)
                 yield from map(int, (level.idxmax(), level.idxmin(), tilt.idxmax(), tilt.idxmin()))
 

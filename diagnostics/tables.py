@@ -181,20 +181,20 @@ class Tables:
         if len(exact):
             frame = exact.rename(columns={"observed": "transmission"}).assign(step=self.sampled_steps[0])
             return frame.sort_values(["stack", "depth"])[["step", *PLACE, "transmission"]].reset_index(drop=True)
-        frames = [pd.DataFrame(columns=["step", *PLACE, "transmission"])]
-        for (step, stack), group in groups(self.paths(), "step", "stack"):
-            ordered = group.sort_values("depth")
-            gains = ordered["skip_gain"].to_numpy(dtype=float)
-            whole = np.append(np.cumprod(gains[::-1])[::-1], 1.0)
-            places = {
-                "step": step,
-                "stack": stack,
-                "depth": [0, *ordered["depth"]],
-                "block": [-1, *ordered["block"]],
-                "branch": ["embedding", *ordered["branch"]],
-            }
-            frames.append(pd.DataFrame({**places, "transmission": whole}))
-        return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+        adds = self.paths().dropna(subset=["step", "stack"]).sort_values(["step", "stack", "depth"], ignore_index=True)
+        stacks = adds.groupby(["step", "stack"], sort=False)
+        # The product of the gains from add k up is what arrives at the state below it; a gain that is missing hides it.
+        up = adds[::-1].groupby(["step", "stack"], sort=False)
+        hidden = adds["skip_gain"].isna()[::-1].groupby([adds["step"], adds["stack"]], sort=False).cumsum()
+        arriving = up["skip_gain"].cumprod().mask(hidden > 0).sort_index()
+        bottom = {"depth": 0, "block": -1, "branch": "embedding"}
+        below = adds.assign(transmission=arriving)
+        for column, value in bottom.items():
+            below[column] = stacks[column].shift(1).where(stacks.cumcount() > 0, value)
+        top = stacks.tail(1).assign(transmission=1.0)
+        frame = pd.concat([below, top]).sort_values(["step", "stack", "depth"], kind="stable", ignore_index=True)
+        whole = dict.fromkeys(("step", "stack", "depth", "block"), int)
+        return frame[["step", *PLACE, "transmission"]].astype(whole)
 
     def block_transmission(self) -> pd.DataFrame:
         """Return step, stack, transmission from the last state to state 1, the first that a branch has added to.
@@ -269,8 +269,11 @@ def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.Data
     """Yield the rows of ``frame`` that share the whole numbers in columns ``keys``, in their order."""
     names = list(keys)
     known = frame.dropna(subset=names)
-    for place, rows in known.groupby(names, sort=True):
-        yield [int(value) for value in place], rows  # type: ignore[attr-defined]
+    places, found = np.unique(known[names].to_numpy(dtype=np.int64), axis=0, return_inverse=True)
+    order = np.argsort(found.reshape(-1), kind="stable")
+    edges = np.searchsorted(found.reshape(-1)[order], np.arange(len(places) + 1))
+    for index, place in enumerate(places.tolist()):
+        yield place, known.iloc[order[edges[index] : edges[index + 1]]]
 
 
 def largest(frame: pd.DataFrame, column: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from .schema import TABLES
 
 MOST_ROWS = 2**17  # of a summary; a table of no more rows is short, and needs none
-MOST_BUCKETS, LEAST_BUCKETS = 1_024, 16  # the least come before the rows: a model of 1,000 blocks keeps them
+MOST_BUCKETS, LEAST_BUCKETS = 512, 16  # the least come before the rows: a model of 1,000 blocks keeps them
 # Columns that are no statistic and do not tell one row of a step from another either: the last value stands for the bucket.
 CARRIED = {
     "batch_id",
@@ -79,8 +79,9 @@ def summarise(name: str, batches: Iterable[Any], buckets: int = MOST_BUCKETS) ->
         An Arrow table of ``summary_schema(name)``, one row a bucket and series of rows. ``step`` and the table's own
         columns are those of the bucket's last step; a row without a step is left out.
     """
-    found, waiting, n_waiting = None, [], 0
-    origin, width = 0, 1
+    found: Any = None
+    waiting: list[Any] = []
+    n_waiting, origin, width = 0, 0, 1
     for batch in batches:
         rows = pa.Table.from_batches([batch]).filter(pc.is_valid(batch.column("step")))
         if not rows.num_rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ def standing_out(departures: np.ndarray, most: int) -> list[int]:
         return list(range(n))
     known = np.where(np.isnan(departures), -1.0, departures)
     edges = np.linspace(1, n - 1, most - 1).round().astype(int)
-    inside = [int(low + known[low:high].argmax()) for low, high in zip(edges, edges[1:], strict=False)]
+    inside = [int(low + known[low:high].argmax()) for low, high in pairwise(edges)]
     return [0, *inside, n - 1]
 
 
@@ -77,7 +78,7 @@ def extremes(values: np.ndarray, most: int) -> list[int]:
         return list(range(n))
     edges = np.linspace(0, n, (most - 2) // 2 + 1).round().astype(int)
     found = {0, n - 1}
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         part = values[low:high]
         if not np.isnan(part).all():
             found |= {int(low + np.nanargmin(part)), int(low + np.nanargmax(part))}

@@ -73,7 +73,9 @@ def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", l
     steps = sorted({int(step) for step in frame["step"]})
     grid = grid.reindex(index=pd.MultiIndex.from_frame(rows[["stack", by]]), columns=steps)
     places = standing_out(_departures(grid, log=log), max(16, min(MOST_COLUMNS, MOST_CELLS // max(1, len(rows)))))
-    axis_title = "step" if len(places) == len(steps) else f"step ({len(places)} of {len(steps):,} drawn: those that stand out)"
+    axis_title = (
+        "step" if len(places) == len(steps) else f"step ({len(places)} of {len(steps):,} drawn: those that stand out)"
+    )
     steps = [steps[place] for place in places]
     values = grid.to_numpy(dtype=float)[:, places]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -116,7 +118,7 @@ def finite(values: pd.Series, *, log: bool = False) -> list[float | None]:
 
 
 def _departures(grid: pd.DataFrame, *, log: bool) -> np.ndarray:
-    """Return, for every step of a grid of places by steps, how far it is from each place's median, at the place where it is furthest."""
+    """Return, for every step of a grid of places by steps, how far it is from a place's median, where it is furthest."""
     values = grid.to_numpy(dtype=float)
     if not values.size:
         return np.zeros(values.shape[1])

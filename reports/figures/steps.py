@@ -51,5 +51,8 @@ def loss_and_norms(tables: Tables) -> Chart:
     if len(losses):
         title = f"The loss goes from {number(float(losses.iloc[0]))} to {number(float(losses.iloc[-1]))}"
     if left_out:
-        reading += f" Of each line {MOST_POINTS:,} points at most are drawn, the lowest and the highest of every stretch; at most {left_out:,} are left out."
+        reading += (
+            f" Of each line {MOST_POINTS:,} points at most are drawn, the lowest and the highest of every stretch; at most "
+            f"{left_out:,} are left out."
+        )
     return Chart(key, title, reading, drawn, table=frame)

@@ -185,9 +185,7 @@ def test_every_row_of_a_bounded_frame_was_recorded(whole: Recording, limits: Cal
 
 def test_a_short_recording_is_read_whole_and_nothing_is_sought(whole: Recording) -> None:
     assert outstanding(whole) == frozenset()
-    pd.testing.assert_frame_equal(
-        Tables(whole).gradient_paths, whole.table("gradient_paths")
-    )
+    pd.testing.assert_frame_equal(Tables(whole).gradient_paths, whole.table("gradient_paths"))
     assert not any("long run" in sentence for sentence in diagnose(whole).not_judged)
 
 

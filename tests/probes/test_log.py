@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from rheoscope.probes.errors import RecordingError, RecordingExistsError
 from rheoscope.probes.log import MANIFEST, Log, compact
-from rheoscope.probes.table_files import SCHEMAS, read_batches
 from rheoscope.probes.schema import MOST_TEXT, TABLES
+from rheoscope.probes.table_files import SCHEMAS, read_batches
 
 N_BATCHES = 6
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,7 +65,7 @@ def cut(table: pa.Table, seed: int) -> list[pa.RecordBatch]:
     rng = np.random.default_rng(seed)
     edges = [0, *sorted(rng.integers(0, table.num_rows + 1, 12).tolist()), table.num_rows]
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         part = table.slice(low, high - low).combine_chunks()
         found += part.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
     return found
@@ -117,7 +120,9 @@ def test_a_summary_is_the_table_by_hand(seed: int) -> None:
     summary = summarise("activations", cut(table, seed), buckets=16)
 
     origin, last = min(table["step"].to_pylist()), max(table["step"].to_pylist())
-    width = next(w for w in (2**k for k in range(20)) if len({-(-(s - origin) // w) for s in table["step"].to_pylist()}) <= 16)
+    width = next(
+        w for w in (2**k for k in range(20)) if len({-(-(s - origin) // w) for s in table["step"].to_pylist()}) <= 16
+    )
     assert summary.schema == summary_schema("activations")
     assert last in summary["step"].to_pylist()
     expect_equal(summary, table.to_pylist(), "activations", width)
@@ -147,7 +152,9 @@ def test_a_coarser_summary_is_that_of_the_table(buckets: int) -> None:
 
     direct = summarise("activations", cut(table, 5), buckets=buckets)
     assert len(set(coarse["bucket"].to_pylist())) <= buckets
-    left, right = (each.drop_columns([c for c in each.column_names if c.endswith("_mean")]) for each in (coarse, direct))
+    left, right = (
+        each.drop_columns([c for c in each.column_names if c.endswith("_mean")]) for each in (coarse, direct)
+    )
     assert str(left.to_pylist()) == str(right.to_pylist())
     # A mean is as exact as the rounding of its largest term.
     one, other = (each["rms_mean"].to_pandas().to_numpy(float) for each in (coarse, direct))
@@ -201,7 +208,11 @@ def test_a_table_without_steps_has_none() -> None:
 @pytest.fixture
 def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of more than 100 rows are long."""
-    for module in (summaries, __import__("rheoscope.probes.log", fromlist=["log"]), __import__("rheoscope.probes.recording", fromlist=["recording"])):
+    for module in (
+        summaries,
+        __import__("rheoscope.probes.log", fromlist=["log"]),
+        __import__("rheoscope.probes.recording", fromlist=["recording"]),
+    ):
         monkeypatch.setattr(module, "MOST_ROWS", 100)
 
 
@@ -282,7 +293,9 @@ def stepped(folder: Path, n: int, *, is_closed: bool) -> None:
         log.close()
 
 
-def test_of_a_stream_only_batches_with_wanted_steps_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_stream_only_batches_with_wanted_steps_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stepped(tmp_path, 50, is_closed=False)
     decoded = []
     read = pa.ipc.read_record_batch
@@ -290,13 +303,17 @@ def test_of_a_stream_only_batches_with_wanted_steps_are_decoded(tmp_path: Path, 
 
     from rheoscope.probes.step_choice import StepChoice
 
-    rows = [row for batch in read_batches(tmp_path, "steps", ["loss"], StepChoice({7, 31})) for row in batch.to_pylist()]
+    rows = [
+        row for batch in read_batches(tmp_path, "steps", ["loss"], StepChoice({7, 31})) for row in batch.to_pylist()
+    ]
 
     assert rows == [{"loss": 7.0}] * 10 + [{"loss": 31.0}] * 10
     assert len(decoded) == 2
 
 
-def test_of_a_parquet_file_only_row_groups_with_wanted_steps_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_parquet_file_only_row_groups_with_wanted_steps_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import rheoscope.probes.log as log_module
 
     monkeypatch.setattr(log_module, "ROWS_A_GROUP", 100)
@@ -304,14 +321,18 @@ def test_of_a_parquet_file_only_row_groups_with_wanted_steps_are_read(tmp_path: 
     groups: list[list[int]] = []
     whole = table_files.pq.ParquetFile.iter_batches
 
-    def watched(self, *args, row_groups=None, **kwargs):
+    def watched(self: Any, *args: Any, row_groups: Any = None, **kwargs: Any) -> Any:
         groups.append(row_groups)
         return whole(self, *args, row_groups=row_groups, **kwargs)
 
     monkeypatch.setattr(table_files.pq.ParquetFile, "iter_batches", watched)
     from rheoscope.probes.step_choice import StepChoice
 
-    rows = [row for batch in read_batches(tmp_path, "steps", ["step"], StepChoice(range(20, 25))) for row in batch.to_pylist()]
+    rows = [
+        row
+        for batch in read_batches(tmp_path, "steps", ["step"], StepChoice(range(20, 25)))
+        for row in batch.to_pylist()
+    ]
 
     assert [row["step"] for row in rows] == [step for step in range(20, 25) for _ in range(10)]
     assert groups == [[2]]
@@ -320,7 +341,7 @@ def test_of_a_parquet_file_only_row_groups_with_wanted_steps_are_read(tmp_path: 
 def test_memory_does_not_grow_with_the_length_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "MOST_ROWS", 2_000)
 
-    def batches(n_steps: int):
+    def batches(n_steps: int) -> Iterator[Any]:
         base = table_of(activations(0, n_steps=1, n_sites=40), 0)
         for step in range(n_steps):
             place = base.column_names.index("step")
@@ -331,7 +352,7 @@ def test_memory_does_not_grow_with_the_length_of_the_table(monkeypatch: pytest.M
     for n_steps in (150, 900):
         start, peak = pa.total_allocated_bytes(), 0
 
-        def watched(n: int = n_steps, start: int = start):
+        def watched(n: int = n_steps, start: int = start) -> Iterator[Any]:
             nonlocal peak
             for batch in batches(n):
                 peak = max(peak, pa.total_allocated_bytes() - start)
