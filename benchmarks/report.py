@@ -16,7 +16,12 @@ former weight too, through the same hooks, and computes nothing but a sum: no in
 cheaper. Naive hooks compute the same statistics by torch's obvious operations, `.item()` and full backward hooks.
 
 """
-PARTS = (("Overhead", "overhead.py"), ("A long run", "soak.py"), ("Discovery and check-up", "discovery_cost.py"))
+PARTS = (
+    ("Overhead", "overhead.py"),
+    ("A long run", "soak.py"),
+    ("Recording size", "scale.py"),
+    ("Discovery and check-up", "discovery_cost.py"),
+)
 
 
 def main(page: str = "") -> None:

@@ -76,7 +76,7 @@ class Comparison:
         run, start = Tables(self.recordings[label]), Tables(self.initial(label))
         anatomy = run.anatomy
         stack = max((stack.index for stack in start.anatomy.stacks), default=0)
-        losses = run.steps["loss"].dropna()
+        losses = run.losses["loss"].dropna()
         tail = losses.tail(max(1, len(losses) // 10))
         profile = first_step(of_stack(start.gradient_profile(), stack))
         blocks = block_states(profile)["rms"]

@@ -106,6 +106,11 @@ def diagnose(recording: Recording) -> Diagnosis:
 
 def _not_judged(tables: Tables) -> Iterator[str]:
     """Say what the recording does not hold enough of."""
+    if tables.is_long:
+        yield (
+            f"Of this long run {len(tables.sampled_steps):,} of its sampled steps were judged: evenly spread ones, and those "
+            "that stand out."
+        )
     if not tables.anatomy.branches:
         yield "Nothing was judged by depth: the recording names no residual stream."
     if not len(tables.activations):
@@ -123,7 +128,7 @@ def _not_judged(tables: Tables) -> Iterator[str]:
         yield f"Updates were not judged: the first {UPDATE_JUDGED_AFTER} steps belong to warm-up, and no later one was sampled."
     if tables.anatomy.branches and not len(tables.bias_share().dropna()):
         yield f"Bias shares were not judged: {_why_no_bias_share(tables)}."
-    if not len(tables.recording.table("attention")):
+    if not tables.recording.n_rows("attention"):
         yield "Attention was not judged: no attention call was seen, or it was not asked for."
     else:
         yield "Attention logits and entropy are shown, not judged: no limit of theirs is tried well enough yet."

@@ -177,7 +177,7 @@ def _parameters_only(tables: Tables, loss_step: int | None) -> list[Finding]:
 
 def _first_bad_loss(tables: Tables) -> int | None:
     """Return the first step whose loss is not finite. A NaN is told from an absent loss by the recorder's event."""
-    losses, events = tables.steps, tables.events
+    losses, events = tables.losses, tables.events
     steps = losses.loc[np.isinf(losses["loss"].to_numpy(float)), "step"].tolist()
     steps += events.loc[events["kind"] == "nonfinite_loss", "step"].tolist()
     return min((int(step) for step in steps), default=None)

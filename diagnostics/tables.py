@@ -12,12 +12,17 @@ import pandas as pd
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 
+from .bounded import bounded, outstanding
+
 PLACE = ["stack", "depth", "block", "branch"]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A recording, seen as the quantities that matter; every frame is computed once and never written to."""
+    """A recording, seen as the quantities that matter; every frame is computed once and never written to.
+
+    Of a long run the frames hold whole sampled steps, evenly spread, and those that stand out: see ``bounded``.
+    """
 
     recording: Recording
 
@@ -38,22 +43,22 @@ class Tables:
     @cached_property
     def steps(self) -> pd.DataFrame:
         """The steps table, by step."""
-        return self.recording.table("steps").sort_values("step", ignore_index=True)
+        return self._bounded("steps").sort_values("step", ignore_index=True)
 
     @cached_property
     def activations(self) -> pd.DataFrame:
         """The activations table; a row without its place says nothing."""
-        return self.recording.table("activations").dropna(subset=["step", "stack", "block", "depth"])
+        return self._bounded("activations").dropna(subset=["step", "stack", "block", "depth"])
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
         """The parameters table; a row without its place says nothing."""
-        return self.recording.table("parameters").dropna(subset=["step", "block", "name"])
+        return self._bounded("parameters").dropna(subset=["step", "block", "name"])
 
     @cached_property
     def gradient_paths(self) -> pd.DataFrame:
         """The gradient_paths table."""
-        return self.recording.table("gradient_paths")
+        return self._bounded("gradient_paths")
 
     @cached_property
     def events(self) -> pd.DataFrame:
@@ -67,8 +72,32 @@ class Tables:
 
     @cached_property
     def sampled_steps(self) -> list[int]:
-        """Steps with activations, in order."""
+        """Steps with activations, in order; of a long run those that are looked at."""
         return sorted({int(step) for step in self.activations["step"].unique()})
+
+    @cached_property
+    def is_long(self) -> bool:
+        """Whether some table is too long to be read whole."""
+        return any(map(self.recording.is_long, ("steps", "activations", "parameters", "attention")))
+
+    @cached_property
+    def losses(self) -> pd.DataFrame:
+        """Step and loss of every step, by step, whatever the length of the run."""
+        found = self.recording.table("steps", columns=["step", "loss"])
+        return found.sort_values("step", ignore_index=True)
+
+    @cached_property
+    def _outstanding(self) -> frozenset[int]:
+        return outstanding(self.recording)
+
+    @cached_property
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    def _bounded(self, name: str) -> pd.DataFrame:
+        if name not in self._frames:
+            self._frames[name] = bounded(self.recording, name, self._outstanding)
+        return self._frames[name]
 
     def sites(self, site: str, direction: str = "forward") -> pd.DataFrame:
         """Return step, place, rms, absmax, nonfinite of one site, the micro-batches joined.
@@ -94,7 +123,11 @@ class Tables:
 
         Only calls that are known to belong to a branch; its calls within one forward are joined as well.
         """
-        rows = self.recording.table("attention")
+        return self._attention
+
+    @cached_property
+    def _attention(self) -> pd.DataFrame:
+        rows = self._bounded("attention")
         joined = rows[rows["depth"] >= 0].groupby(["step", *PLACE, "head"], as_index=False, sort=True)
         means = {name: (name, "mean") for name in ("logit_std", "entropy_ratio", "sink_share")}
         return joined.agg(logit_max=("logit_max", "max"), **means)
@@ -115,13 +148,13 @@ class Tables:
 
     def tokens(self) -> pd.DataFrame:
         """Return step, place, cosine, angular_distance of every state, the micro-batches averaged."""
-        rows = self.recording.table("tokens")
+        rows = self._bounded("tokens")
         values = ["cosine", "angular_distance"]
         return rows.groupby(["step", *PLACE], as_index=False, sort=True)[values].mean()
 
     def experts(self) -> pd.DataFrame:
         """Return step, place, expert, load, entropy_ratio, dropped_share, micro-batches and calls averaged."""
-        rows = self.recording.table("experts")
+        rows = self._bounded("experts")
         values = ["load", "entropy_ratio", "dropped_share"]
         return rows[rows["depth"] >= 0].groupby(["step", *PLACE, "expert"], as_index=False, sort=True)[values].mean()
 
@@ -151,24 +184,28 @@ class Tables:
         attention) it keeps about twice as much over 12 post-norm blocks, .020 against .0097 at width 128. Missing where one
         of the gains is.
         """
+        return self._skip_transmission
+
+    @cached_property
+    def _skip_transmission(self) -> pd.DataFrame:
         exact = self.identities[self.identities["check"] == "skip_transmission"]
         if len(exact):
             frame = exact.rename(columns={"observed": "transmission"}).assign(step=self.sampled_steps[0])
             return frame.sort_values(["stack", "depth"])[["step", *PLACE, "transmission"]].reset_index(drop=True)
-        frames = [pd.DataFrame(columns=["step", *PLACE, "transmission"])]
-        for (step, stack), group in groups(self.paths(), "step", "stack"):
-            ordered = group.sort_values("depth")
-            gains = ordered["skip_gain"].to_numpy(dtype=float)
-            whole = np.append(np.cumprod(gains[::-1])[::-1], 1.0)
-            places = {
-                "step": step,
-                "stack": stack,
-                "depth": [0, *ordered["depth"]],
-                "block": [-1, *ordered["block"]],
-                "branch": ["embedding", *ordered["branch"]],
-            }
-            frames.append(pd.DataFrame({**places, "transmission": whole}))
-        return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+        adds = self.paths().dropna(subset=["step", "stack"]).sort_values(["step", "stack", "depth"], ignore_index=True)
+        stacks = adds.groupby(["step", "stack"], sort=False)
+        # The product of the gains from add k up is what arrives at the state below it; a gain that is missing hides it.
+        up = adds[::-1].groupby(["step", "stack"], sort=False)
+        hidden = adds["skip_gain"].isna()[::-1].groupby([adds["step"], adds["stack"]], sort=False).cumsum()
+        arriving = up["skip_gain"].cumprod().mask(hidden > 0).sort_index()
+        bottom = {"depth": 0, "block": -1, "branch": "embedding"}
+        below = adds.assign(transmission=arriving)
+        for column, value in bottom.items():
+            below[column] = stacks[column].shift(1).where(stacks.cumcount() > 0, value)
+        top = stacks.tail(1).assign(transmission=1.0)
+        frame = pd.concat([below, top]).sort_values(["step", "stack", "depth"], kind="stable", ignore_index=True)
+        whole = dict.fromkeys(("step", "stack", "depth", "block"), int)
+        return frame[["step", *PLACE, "transmission"]].astype(whole)
 
     def block_transmission(self) -> pd.DataFrame:
         """Return step, stack, transmission from the last state to state 1, the first that a branch has added to.
@@ -242,8 +279,12 @@ class Tables:
 def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.DataFrame]]:
     """Yield the rows of ``frame`` that share the whole numbers in columns ``keys``, in their order."""
     names = list(keys)
-    for place in frame[names].dropna().drop_duplicates().sort_values(names).to_numpy(int).tolist():
-        yield place, frame[(frame[names] == place).all(axis=1)]
+    known = frame.dropna(subset=names)
+    places, found = np.unique(known[names].to_numpy(dtype=np.int64), axis=0, return_inverse=True)
+    order = np.argsort(found.reshape(-1), kind="stable")
+    edges = np.searchsorted(found.reshape(-1)[order], np.arange(len(places) + 1))
+    for index, place in enumerate(places.tolist()):
+        yield place, known.iloc[order[edges[index] : edges[index + 1]]]
 
 
 def largest(frame: pd.DataFrame, column: str) -> dict[str, Any]:

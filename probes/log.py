@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import RecordingError, RecordingExistsError
-from .schema import MOST_TEXT, TABLES
+from .schema import TABLES
+from .step_choice import StepChoice
+from .summaries import MOST_ROWS, summarise
+from .table_files import ROWS_A_GROUP, SCHEMAS, SEGMENTS_KEY, held, last_step, read_batches, segments
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 64 * 2**20  # bytes; an anatomy of 1,000 blocks takes about 4 MB
-SEGMENTS_KEY = b"rheoscope.segments"
-ROWS_A_GROUP = 65_536
-_ARROW = {"i": pa.int64(), "f": pa.float64(), "s": pa.string(), "b": pa.bool_()}
-
-SCHEMAS: dict[str, Any] = {
-    name: pa.schema([(column, _ARROW[kind]) for column, kind in columns.items()]) for name, columns in TABLES.items()
-}
 
 
 class Log:
@@ -60,7 +55,7 @@ class Log:
             ) from error
         # A name that a Parquet file holds is spent: a segment under it would count as compacted.
         spent = [path.name for path in folder.glob("*.arrow")]
-        spent += [segment for name in TABLES for segment in _held(folder / f"{name}.parquet")]
+        spent += [segment for name in TABLES for segment in held(folder / f"{name}.parquet")]
         self._segment = 1 + max(map(_number, spent), default=-1)
 
     def append(self, name: str, columns: Mapping[str, Sequence[Any] | Any]) -> None:
@@ -80,6 +75,33 @@ class Log:
             self._batches.setdefault(name, []).append(batch)
         else:
             self._stream(name, self.folder).write_batch(batch)
+
+    def continue_from(self, first_step: int | None) -> tuple[int, int]:
+        """Make room for what is recorded from ``first_step`` on, before anything is appended.
+
+        Rows of that step and later ones are dropped, one table after the other, each in one piece: what was recorded
+        after the checkpoint that a run restarts from happens again.
+
+        Args:
+            first_step: None for the one behind the last that left rows in any table.
+
+        Returns:
+            The first step, and the last that was recorded before; -1 where there is none.
+
+        Raises:
+            RecordingError: a table is damaged.
+            OSError: the disk is full.
+        """
+        folder = self.folder
+        if folder is None:
+            return first_step or 0, -1
+        ends = {name: last_step(folder, name) for name, columns in TABLES.items() if "step" in columns}
+        last = max(end for name, end in ends.items() if name != "events")
+        if first_step is not None:
+            for name, end in ends.items():
+                if end >= first_step:
+                    compact(folder, name, before=first_step)
+        return last + 1 if first_step is None else first_step, last
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest in one piece."""
@@ -121,93 +143,48 @@ class Log:
         return self._sinks[name][0]
 
 
-def compact(folder: Path, name: str) -> None:
-    """Turn the segments of table ``name`` into one Parquet file.
+def compact(folder: Path, name: str, before: int | None = None) -> None:
+    """Turn the segments of table ``name`` into one Parquet file, and a long table's summary into another.
+
+    Args:
+        folder: of the recording.
+        name: of the table.
+        before: rows of this step and later ones are left out; None to keep all.
 
     Raises:
         OSError: the disk is full; the segments are untouched.
     """
-    segments = _segments(folder, name)
-    if not segments:
+    paths = segments(folder, name)
+    target = folder / f"{name}.parquet"
+    if not paths and (before is None or not target.is_file()):
         return
-    target, partial = folder / f"{name}.parquet", folder / f"{name}.parquet.partial"
-    held = [*_held(target), *(path.name for path in segments)]
-    schema = SCHEMAS[name].with_metadata({SEGMENTS_KEY: json.dumps(held).encode()})
+    # First of all: a summary never stands beside a table that holds more.
+    beside = folder / f"{name}.summary.parquet"
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    names = [*held(target), *(path.name for path in paths)]
+    metadata = {SEGMENTS_KEY: json.dumps(names).encode()}
+    steps = None if before is None else StepChoice(range(before))
+    _write(target, SCHEMAS[name].with_metadata(metadata), _groups(read_batches(folder, name, steps=steps)))
+    for path in paths:
+        path.unlink()
+    if "step" in TABLES[name] and pq.read_metadata(target).num_rows > MOST_ROWS:
+        found = summarise(name, read_batches(folder, name))
+        _write(beside, found.schema, [found.to_batches()])
+
+
+def _write(target: Path, schema: Any, groups: Iterable[list[Any]]) -> None:
+    """Replace a Parquet file in one piece, one row group a list of batches."""
+    partial = target.with_name(f"{target.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for batches in _groups(read_batches(folder, name)):
-                writer.write_table(
-                    pa.Table.from_batches(batches, SCHEMAS[name]).replace_schema_metadata(schema.metadata)
-                )
+            for batches in groups:
+                table = pa.Table.from_batches(batches, schema.remove_metadata())
+                writer.write_table(table.replace_schema_metadata(schema.metadata))
         partial.replace(target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-    for path in segments:
-        path.unlink()
-
-
-def read_batches(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """Yield the record batches of table ``name``, the Parquet file first, whole batches of cut streams included.
-
-    Raises:
-        RecordingError: a file is not what a recording holds.
-    """
-    target = folder / f"{name}.parquet"
-    try:
-        if target.is_file():
-            with pq.ParquetFile(target) as file:
-                _expect_schema(file.schema_arrow, name, target)
-                for batch in file.iter_batches(ROWS_A_GROUP, columns=columns):
-                    batch.validate(full=True)
-                    _expect_short(batch, target)
-                    yield batch
-        for path in _segments(folder, name):
-            for batch in _stream_batches(path, name):
-                yield batch if columns is None else batch.select(list(columns))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RecordingError(
-            f"Expected table {name!r} of a recording in {str(folder)!r}, got a file that cannot be read "
-            f"({str(error)[:200]}). Delete the damaged file to read the rest."
-        ) from error
-
-
-def _stream_batches(path: Path, name: str) -> Iterator[Any]:
-    """Yield the whole batches of one segment; a cut end is where the run was killed."""
-    with pa.OSFile(str(path), "rb") as source:
-        try:
-            reader = pa.ipc.open_stream(source)
-        except (pa.ArrowInvalid, EOFError):
-            return
-        _expect_schema(reader.schema, name, path)
-        while True:
-            try:
-                batch = reader.read_next_batch()
-            except StopIteration:
-                return
-            except (pa.ArrowInvalid, OSError):
-                return
-            batch.validate(full=True)
-            _expect_short(batch, path)
-            yield batch
-
-
-def _expect_schema(schema: Any, name: str, path: Path) -> None:
-    if not schema.remove_metadata().equals(SCHEMAS[name]):
-        raise RecordingError(
-            f"Expected the columns {SCHEMAS[name].names} in {str(path)!r}, got {schema.names[:40]}. "
-            "Read it with the version of Rheoscope that wrote it."
-        )
-
-
-def _expect_short(batch: Any, path: Path) -> None:
-    for field, column in zip(batch.schema, batch.columns, strict=True):
-        longest = pc.max(pc.binary_length(column)).as_py() if pa.types.is_string(field.type) else None
-        if longest is not None and longest > MOST_TEXT:
-            raise RecordingError(
-                f"Expected texts of at most {MOST_TEXT} bytes in column {field.name!r} of {str(path)!r}, got one of "
-                f"{longest}. Rheoscope did not write this file; do not trust it."
-            )
 
 
 def _groups(batches: Iterator[Any]) -> Iterator[list[Any]]:
@@ -224,23 +201,8 @@ def _groups(batches: Iterator[Any]) -> Iterator[list[Any]]:
 def _holds_recording(folder: Path) -> bool:
     """Return whether ``folder`` holds a manifest, or tables that lost theirs."""
     return (folder / MANIFEST).exists() or any(
-        (folder / f"{name}.parquet").exists() or _segments(folder, name) for name in TABLES
+        (folder / f"{name}.parquet").exists() or segments(folder, name) for name in TABLES
     )
-
-
-def _segments(folder: Path, name: str) -> list[Path]:
-    held = set(_held(folder / f"{name}.parquet"))
-    return sorted(path for path in folder.glob(f"{name}.[0-9]*.arrow") if path.name not in held)
-
-
-def _held(target: Path) -> list[str]:
-    if not target.is_file():
-        return []
-    try:
-        metadata = pq.read_schema(target).metadata or {}
-        return [str(name) for name in json.loads(metadata.get(SEGMENTS_KEY, b"[]"))]
-    except (pa.ArrowException, ValueError, TypeError):
-        return []
 
 
 def _number(name: str) -> int:

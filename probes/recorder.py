@@ -30,7 +30,7 @@ def attach(
     scaler: torch.amp.GradScaler | None = None,
     folder: str | Path | None = None,
     anatomy: Anatomy | None = None,
-    resume: bool = False,
+    resume: bool | int = False,
     strict: bool = False,
     label: str = "",
     attention: bool = True,
@@ -49,7 +49,8 @@ def attach(
         scaler: the gradient scaler of the loop: gradients are divided by its scale, and steps that it skips are marked.
         folder: where the recording is written; None for ``runs/<date and time>``.
         anatomy: what ``discover`` found, to skip discovery on the first forward.
-        resume: continue the recording in ``folder``.
+        resume: continue the recording in ``folder``: True behind its last step; a number at that step, as after a restart from
+            an older checkpoint, and what was recorded of it and later ones is dropped.
         strict: raise instead of logging when the probe itself fails.
         label: a name for the run.
         attention: whether the exact logits of attention are measured per head; without, only their bound is.
@@ -64,7 +65,7 @@ def attach(
         RecordingError: the folder cannot be written.
     """
     _expect(model, optimizer, every, anatomy)
-    _expect_times(schedule, triggered, scaler)
+    _expect_times(schedule, triggered, scaler, resume)
     if folder is None:
         folder = Path("runs") / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
     head = manifest(
@@ -99,12 +100,14 @@ def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | 
         Hooked(bare(model), layout(anatomy).points, lambda _: lambda _: None).remove()
 
 
-def _expect_times(schedule: object, triggered: object, scaler: object) -> None:
+def _expect_times(schedule: object, triggered: object, scaler: object, resume: object) -> None:
     if schedule is not None and not callable(schedule):
         raise ProbeError(
             f"Expected a schedule that can be asked about a step, got {type(schedule).__name__}. Pass Cycle(wait=9, active=1) "
             "or a function of the step's number, or every=10."
         )
+    if not isinstance(resume, int) or resume < 0:
+        raise ProbeError(f"Expected resume to be True, False or a step, got {resume!r}. Pass the step to continue at.")
     if not isinstance(triggered, int) or triggered < 0:
         raise ProbeError(f"Expected triggered >= 0 steps, got {triggered!r}. Pass a number of steps.")
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .anatomy import Anatomy
 from .errors import RecordingError, RecordingExistsError
-from .log import MANIFEST, MANIFEST_LIMIT, SCHEMAS, Log, read_batches
+from .log import MANIFEST, MANIFEST_LIMIT, Log
 from .schema import FORMAT, MOST_TEXT, TABLES
+from .step_choice import StepChoice, Steps
+from .summaries import MOST_ROWS, coarser, summarise, summary_columns
+from .table_files import SCHEMAS, n_rows, read_batches, read_summary, signature
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,7 @@ class Recording:
         self.anatomy = anatomy
         self.folder = folder
         self._tables = dict(tables)
+        self._found: dict[Any, Any] = {}  # what was counted and summed up, by the files it was read from
 
     @classmethod
     def load(cls, folder: str | Path) -> Recording:
@@ -109,7 +111,7 @@ class Recording:
     def table(
         self,
         name: str,
-        steps: int | range | slice | Iterable[int] | None = None,
+        steps: Steps | None = None,
         columns: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Return table ``name`` as a tidy frame, empty with its columns when nothing was recorded.
@@ -122,22 +124,75 @@ class Recording:
         Raises:
             RecordingError: the table, a column or its file is not what a recording holds.
         """
-        if name not in TABLES:
-            raise RecordingError(f"Expected one of the tables {sorted(TABLES)}, got {name!r}. Pass one of these.")
-        wanted = list(TABLES[name]) if columns is None else list(columns)
-        unknown = sorted(set(wanted) - set(TABLES[name]))
-        if unknown:
-            raise RecordingError(
-                f"Expected columns of {name!r} among {list(TABLES[name])}, got {unknown}. Pass some of these."
-            )
-        read = wanted if steps is None or "step" in wanted or "step" not in TABLES[name] else ["step", *wanted]
-        parts = []
-        for batch in self._batches(name, read):
-            kept = batch if steps is None or "step" not in TABLES[name] else batch.filter(_mask(batch, steps))
-            parts.append(kept)
-        schema = pa.schema([SCHEMAS[name].field(column) for column in read])
-        frame: pd.DataFrame = pa.Table.from_batches(parts, schema).select(wanted).to_pandas()
+        wanted = _known(name, columns)
+        choice = None if steps is None else StepChoice(steps)
+        batches = list(self._batches(name, wanted, choice))
+        schema = pa.schema([SCHEMAS[name].field(column) for column in wanted])
+        frame: pd.DataFrame = pa.Table.from_batches(batches, schema).to_pandas()
         return frame
+
+    def summary(self, name: str, columns: Sequence[str] | None = None, buckets: int = 512) -> pd.DataFrame:
+        """Return table ``name`` with neighbouring steps summed up: a bounded frame, whatever the length of the run.
+
+        One row a bucket of steps and series of rows (place, site, parameter, head ...). Buckets are equally wide but for
+        the first, which is the first step alone. A row holds what the table's columns hold at the bucket's last step,
+        as it was recorded; ``step`` is that step, ``first_step`` the bucket's first and ``n_rows`` how many rows of the
+        series it stands for. Beside each statistic ``x`` stand ``x_min``, ``x_max`` and ``x_mean`` over its finite
+        values, their number ``x_n``, and ``x_nonfinite``, how many are NaN or infinite.
+
+        Closing a run keeps the summary of every long table; of one that was not closed it is made here, batch by batch.
+
+        Args:
+            name: a table of the recording format whose rows have steps.
+            columns: which columns of the table, besides those that tell its rows apart; None for all.
+            buckets: at most so many. A table of many rows a step has fewer: a summary has about 131,000 rows at most, and
+                more only where 16 buckets need them.
+
+        Raises:
+            RecordingError: the table, a column or its file is not what a recording holds, or ``buckets`` is below 1.
+        """
+        wanted = summary_columns(name, _known(name, columns))
+        if "step" not in TABLES[name] or buckets < 1:
+            raise RecordingError(
+                f"Expected a table with steps and at least one bucket, got {name!r} and {buckets}. "
+                "Read a table without steps by table()."
+            )
+        kept = read_summary(self.folder, name, wanted) if self.folder is not None else None
+        found = self._summed_up(name).select(wanted) if kept is None else kept
+        frame: pd.DataFrame = coarser(name, found, buckets).to_pandas()
+        return frame
+
+    def n_rows(self, name: str) -> int:
+        """Return how many rows table ``name`` has.
+
+        Raises:
+            RecordingError: the table or its file is not what a recording holds.
+        """
+        _known(name, None)
+        if self.folder is None:
+            return int(self._tables[name].num_rows) if name in self._tables else 0
+        key = (name, "rows", signature(self.folder, name))
+        if key not in self._found:
+            self._found[key] = n_rows(self.folder, name)
+        return int(self._found[key])
+
+    def is_long(self, name: str) -> bool:
+        """Return whether table ``name`` has more rows than a summary: whoever reads all of it should read that instead.
+
+        Raises:
+            RecordingError: the table or its file is not what a recording holds.
+        """
+        return "step" in TABLES.get(name, ()) and self.n_rows(name) > MOST_ROWS
+
+    def _summed_up(self, name: str) -> Any:
+        """Return the summary of a table that has none on disk, made once for the rows that are there."""
+        key = (name, "summary", () if self.folder is None else signature(self.folder, name))
+        if key not in self._found:
+            batches = self._batches(name, list(TABLES[name]))
+            if self.folder is None and name in self._tables:
+                batches = self._tables[name].sort_by("step").to_batches()
+            self._found[key] = summarise(name, batches)
+        return self._found[key]
 
     def save(self, folder: str | Path) -> Recording:
         """Write the recording to ``folder`` and return the one that lives there.
@@ -165,31 +220,32 @@ class Recording:
         where = "in memory" if self.folder is None else repr(str(self.folder))
         return f"Recording({where}, {self.anatomy.n_blocks} blocks, {self.anatomy.n_branches} branches)"
 
-    def _batches(self, name: str, columns: list[str]) -> Iterable[Any]:
+    def _batches(self, name: str, columns: list[str], steps: StepChoice | None = None) -> Iterable[Any]:
         if self.folder is not None:
-            return read_batches(self.folder, name, columns)
-        return self._tables[name].select(columns).to_batches() if name in self._tables else ()
+            return read_batches(self.folder, name, columns, steps)
+        if name not in self._tables:
+            return ()
+        table = self._tables[name]
+        if steps is not None and "step" in TABLES[name]:
+            table = table.filter(steps.of(table.column("step")))
+        return table.select(columns).to_batches()  # type: ignore[no-any-return]
 
 
-def _mask(batch: Any, steps: int | range | slice | Iterable[int]) -> Any:
-    """Return which rows of ``batch`` belong to ``steps``."""
-    column = batch.column("step")
-    if isinstance(steps, slice | range):
-        start, stop, stride = steps.start or 0, steps.stop, 1 if steps.step is None else steps.step
-        if stride < 1 or start < 0 or (stop is not None and stop < 0):
-            raise RecordingError(
-                f"Expected a range of steps that counts up from 0 or later, got {steps}. Steps are numbered from 0; "
-                "pass their numbers."
-            )
-        mask = pc.greater_equal(column, start)
-        if stop is not None:
-            mask = pc.and_(mask, pc.less(column, stop))
-        if stride > 1:
-            offset = pc.subtract(column, start)
-            mask = pc.and_(mask, pc.equal(offset, pc.multiply(pc.divide(offset, stride), stride)))
-        return mask
-    wanted = list(steps) if isinstance(steps, Iterable) else [steps]
-    return pc.is_in(column, value_set=pa.array([index(step) for step in wanted], pa.int64()))
+def _known(name: str, columns: Sequence[str] | None) -> list[str]:
+    """Return the columns asked for of a table, all where None is.
+
+    Raises:
+        RecordingError: the table or a column is none of the format.
+    """
+    if name not in TABLES:
+        raise RecordingError(f"Expected one of the tables {sorted(TABLES)}, got {name!r}. Pass one of these.")
+    wanted = list(TABLES[name]) if columns is None else list(columns)
+    unknown = sorted(set(wanted) - set(TABLES[name]))
+    if unknown:
+        raise RecordingError(
+            f"Expected columns of {name!r} among {list(TABLES[name])}, got {unknown}. Pass some of these."
+        )
+    return wanted
 
 
 __all__ = ["Recording", "RecordingError", "RecordingExistsError"]

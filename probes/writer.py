@@ -26,15 +26,23 @@ class Writer:
         first_step: the number of the first step; above 0 where a recording is continued.
     """
 
-    def __init__(self, folder: Path, head: Mapping[str, Any], *, resume: bool, strict: bool) -> None:
+    def __init__(self, folder: Path, head: Mapping[str, Any], *, resume: bool | int, strict: bool) -> None:
         """Open the recording.
+
+        Args:
+            folder: where it is written.
+            head: its manifest, without what is found later.
+            resume: whether a recording that is there is continued; a number is the step to continue at, and what was
+                recorded of that step and later ones is dropped.
+            strict: raise where the disk is full.
 
         Raises:
             RecordingExistsError: the folder already holds a recording and ``resume`` is false.
             RecordingError: the folder cannot be written, or the recording in it cannot be read.
         """
         self.first_step = 0
-        self._log = Log(folder, resume=resume)
+        at = None if isinstance(resume, bool) else resume
+        self._log = Log(folder, resume=resume is not False)
         self._folder, self._strict = folder, strict
         self._head, self._anatomy = dict(head), Anatomy()
         self._steps: list[dict[str, Any]] = []
@@ -42,9 +50,9 @@ class Writer:
         self._groups: list[Sequence[Mapping[str, Any]]] = []
         self._events: list[dict[str, Any]] = []
         self._is_writable, self._is_ill = True, False
-        if resume and (folder / MANIFEST).exists():
-            self._continue(Recording.load(folder))
         try:
+            if resume is not False and (folder / MANIFEST).exists():
+                self._continue(Recording.load(folder), at)
             self._write_head()
         except OSError as error:
             raise RecordingError(
@@ -153,11 +161,9 @@ class Writer:
         if self._strict:
             raise ProbeError(sentence) from error
 
-    def _continue(self, before: Recording) -> None:
-        """Go on behind the last step that left rows in any table, and keep the anatomy until it is known anew."""
-        names = ("steps", "activations", "gradient_paths", "parameters")
-        steps = [before.table(name, columns=["step"])["step"] for name in names]
-        self.first_step = 1 + max((int(column.max()) for column in steps if len(column)), default=-1)
+    def _continue(self, before: Recording, at: int | None) -> None:
+        """Go on at step ``at``, or behind the last one recorded, and keep the anatomy until it is known anew."""
+        self.first_step, last = self._log.continue_from(at)
         seams = before.manifest.get("resumed_at")
         kept: dict[str, Any] = {
             key: before.manifest[key] for key in ("created", "not_measured") if key in before.manifest
@@ -168,7 +174,10 @@ class Writer:
             "resumed_at": [*(seams if isinstance(seams, list) else []), self.first_step],
         }
         self._anatomy = before.anatomy
-        self.event(self.first_step, "resumed", f"The recording was continued at step {self.first_step}.")
+        sentence = f"The recording was continued at step {self.first_step}."
+        if last >= self.first_step:
+            sentence += f" It had reached step {last}: what it held from step {self.first_step} on was dropped."
+        self.event(self.first_step, "resumed", sentence)
 
 
 def _text(sentence: str) -> str:

@@ -147,6 +147,8 @@ def facts(recording: Recording) -> list[tuple[str, str]]:
          if len(steps) > 1 else "one forward and backward, and active checks"),
         ("Recorded", plain(manifest.get("created", "unknown"))),
     ]  # fmt: skip
+    if recording.is_long("activations"):
+        rows.append(("Shown", "of this long run evenly spread sampled steps, and those that stand out"))
     if manifest.get("status") != "closed":
         rows.append(
             ("State", "the run was not closed: it is still going on, or it was cut off; what it flushed is shown")

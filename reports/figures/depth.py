@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from rheoscope.reports.theme import PALETTE, SEQUENTIAL, axis, figure, number, plain, plot_text, settled
 
-from .chart import MOST_COLUMNS, MOST_LINES, chosen
+from .chart import MOST_CELLS, MOST_COLUMNS, MOST_LINES, chosen, rounded, standing_out
 
 
 def place_name(stack: int, block: int, branch: str, *, n_stacks: int = 1) -> str:
@@ -60,29 +60,34 @@ def lines_over_depth(frame: pd.DataFrame, column: str, y: str, *, log_y: bool = 
 def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", log: bool = True) -> go.Figure:
     """Return a heatmap, depth (or block) by step; colours are of the decimal logarithm where ``log``.
 
-    A value that is not finite is drawn as a grey cell with a cross; nothing was recorded where the ground shows.
+    A value that is not finite is drawn as a grey cell with a cross; nothing was recorded where the ground shows. Of many
+    steps the axis says how many are drawn: of each stretch the step that departs most from the usual.
     """
-    steps = chosen(sorted({int(step) for step in frame["step"]}), MOST_COLUMNS)
-    shown = frame[frame["step"].isin(steps)]
-    many = n_stacks(shown)
+    many = n_stacks(frame)
     keys = ["stack", by, *(["block", "branch"] if by == "depth" else [])]
-    rows = shown[keys].drop_duplicates(["stack", by]).sort_values(["stack", by])
+    rows = frame[keys].drop_duplicates(["stack", by]).sort_values(["stack", by])
     labels = [
         place_name(int(row["stack"]), int(row["block"]), str(row.get("branch", "")), n_stacks=many)
         for row in rows.to_dict("records")
     ]
-    grid = shown.pivot_table(index=["stack", by], columns="step", values=column, aggfunc="mean", dropna=False)
+    grid = frame.pivot_table(index=["stack", by], columns="step", values=column, aggfunc="mean", dropna=False)
+    steps = sorted({int(step) for step in frame["step"]})
     grid = grid.reindex(index=pd.MultiIndex.from_frame(rows[["stack", by]]), columns=steps)
-    values = grid.to_numpy(dtype=float)
+    places = standing_out(_departures(grid, log=log), max(16, min(MOST_COLUMNS, MOST_CELLS // max(1, len(rows)))))
+    axis_title = (
+        "step" if len(places) == len(steps) else f"step ({len(places)} of {len(steps):,} drawn: those that stand out)"
+    )
+    steps = [steps[place] for place in places]
+    values = grid.to_numpy(dtype=float)[:, places]
     with np.errstate(divide="ignore", invalid="ignore"):
         colours = np.where(values > 0, np.log10(values), np.nan) if log else values
     colours = np.where(np.isfinite(colours), colours, np.nan)
-    drawn = figure(x="step", height=max(280, min(900, 120 + 18 * len(labels))))
+    drawn = figure(x=axis_title, height=max(280, min(900, 120 + 18 * len(labels))))
     drawn.add_trace(
         go.Heatmap(
             x=[str(step) for step in steps],
             y=[plot_text(label) for label in labels],
-            z=[[None if np.isnan(v) else float(v) for v in row] for row in colours],
+            z=[[None if np.isnan(v) else rounded(float(v), 4) for v in row] for row in colours],
             customdata=[[number(float(v)) for v in row] for row in values],
             colorscale=SEQUENTIAL,
             colorbar={"title": {"text": plot_text(f"log₁₀ {unit}" if log else unit), "side": "right"}, "thickness": 12},
@@ -111,3 +116,17 @@ def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", l
 def finite(values: pd.Series, *, log: bool = False) -> list[float | None]:
     """Return the values with None where one is missing, not finite or, for a logarithmic axis, not positive."""
     return [float(v) if np.isfinite(v) and (v > 0 or not log) else None for v in values.astype(float)]
+
+
+def _departures(grid: pd.DataFrame, *, log: bool) -> np.ndarray:
+    """Return, for every step of a grid of places by steps, how far it is from a place's median, where it is furthest."""
+    values = grid.to_numpy(dtype=float)
+    if not values.size:
+        return np.zeros(values.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        levels = np.where(values > 0, np.log(values), np.nan) if log else values
+    finite_levels = pd.DataFrame(np.where(np.isfinite(levels), levels, np.nan))
+    away = finite_levels.sub(finite_levels.median(axis=1), axis=0)
+    found = away.abs().max(axis=0).to_numpy(dtype=float, copy=True)
+    found[np.isinf(values).any(axis=0)] = np.inf
+    return found

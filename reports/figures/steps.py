@@ -7,10 +7,10 @@ from plotly.subplots import make_subplots
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, axis, figure, number
 
-from .chart import Chart, chosen
+from .chart import Chart, extremes, rounded
 from .depth import finite
 
-MOST_POINTS = 2_000
+MOST_POINTS = 1_000  # of one line
 _ROWS = (("loss", "loss", False), ("gradient_norm", "gradient norm", True), ("lr", "learning rate", False))
 
 
@@ -27,14 +27,15 @@ def loss_and_norms(tables: Tables) -> Chart:
         return Chart(key, title, reading, absent="No loss was passed to probe.step, and no optimizer to attach.")
     shared = make_subplots(rows=len(present), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     drawn = go.Figure(shared).update_layout(figure(height=150 + 130 * len(present)).layout)
-    kept = chosen(list(range(len(frame))), MOST_POINTS)
-    thin = frame.iloc[kept]
+    left_out = 0
     for row, (column, label, log) in enumerate(present, start=1):
-        rows = thin if column == "loss" else frame.dropna(subset=[column]).iloc[: MOST_POINTS * 4]
+        whole = frame if column == "loss" else frame.dropna(subset=[column])
+        rows = whole.iloc[extremes(whole[column].to_numpy(dtype=float), MOST_POINTS)]
+        left_out = max(left_out, len(whole) - len(rows))
         drawn.add_trace(
             go.Scatter(
                 x=rows["step"].tolist(),
-                y=finite(rows[column], log=log),
+                y=[None if y is None else rounded(y) for y in finite(rows[column], log=log)],
                 name=label,
                 mode="lines" if len(rows) > 60 else "lines+markers",
                 marker={"size": 5},
@@ -49,6 +50,9 @@ def loss_and_norms(tables: Tables) -> Chart:
         drawn.update_xaxes(**axis("step" if row == len(present) else ""), row=row, col=1)
     if len(losses):
         title = f"The loss goes from {number(float(losses.iloc[0]))} to {number(float(losses.iloc[-1]))}"
-    if len(frame) > MOST_POINTS:
-        reading += f" Of {len(frame):,} steps {len(kept):,}, evenly spread, are drawn."
+    if left_out:
+        reading += (
+            f" Of each line {MOST_POINTS:,} points at most are drawn, the lowest and the highest of every stretch; at most "
+            f"{left_out:,} are left out."
+        )
     return Chart(key, title, reading, drawn, table=frame)

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rheoscope.probes.errors import RecordingError, RecordingExistsError
-from rheoscope.probes.log import MANIFEST, SCHEMAS, Log, compact, read_batches
+from rheoscope.probes.log import MANIFEST, Log, compact
 from rheoscope.probes.schema import MOST_TEXT, TABLES
+from rheoscope.probes.table_files import SCHEMAS, read_batches
 
 N_BATCHES = 6
 

@@ -192,3 +192,20 @@ def test_an_empty_anatomy_measures_nothing_and_breaks_nothing(tmp_path: Path) ->
     recording = Recording.load(tmp_path / "run")
     assert recording.table("activations").empty
     assert len(recording.table("parameters")) > 0
+
+
+def test_resume_at_a_step_repeats_it(tmp_path: Path) -> None:
+    from rheoscope.probes.recording import Recording
+
+    for resume in (False, True, 1):
+        run(NanoGPT(), tmp_path / "run", resume=resume, strict=True)
+
+    recording = Recording.load(tmp_path / "run")
+    assert recording.table("steps")["step"].tolist() == [0, 1, 2]
+    assert recording.manifest["resumed_at"] == [2, 1]
+
+
+@pytest.mark.parametrize("resume", [-1, "yes", 1.5, None])
+def test_what_is_no_step_to_resume_at_is_refused(resume: object, tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="resume to be True, False or a step"):
+        attach(NanoGPT(), folder=tmp_path / "run", resume=resume)  # type: ignore[arg-type]

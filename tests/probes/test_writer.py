@@ -174,3 +174,59 @@ def test_the_first_loss_that_is_not_finite_is_an_event_when_it_is_written(tmp_pa
     assert events["step"].tolist() == [2]
     assert events["sentence"][0].startswith("The loss of step 2 is inf")
     writer.close()
+
+
+def test_a_run_that_restarts_from_an_older_checkpoint_replaces_what_it_repeats(tmp_path: Path) -> None:
+    def record(steps: range, loss: float, *, resume: bool | int) -> None:
+        writer = Writer(tmp_path / "run", {"format": FORMAT, "label": ""}, resume=resume, strict=True)
+        for step in steps:
+            writer.columns("activations", {"step": [step, step], "rms": [loss, loss]})
+            writer.add_step({"step": step, "loss": loss}, ScalarCopies({}))
+        writer.event(steps[-1], "fault", f"of {loss}")
+        writer.close()
+
+    record(range(6), 1.0, resume=False)
+    record(range(6, 9), 2.0, resume=True)
+    record(range(4, 7), 3.0, resume=4)
+
+    recording = Recording.load(tmp_path / "run")
+    assert recording.table("steps")["step"].tolist() == list(range(7))
+    assert recording.table("steps")["loss"].tolist() == [1.0] * 4 + [3.0] * 3
+    assert recording.table("activations")["rms"].tolist() == [1.0] * 8 + [3.0] * 6
+    assert recording.summary("activations", columns=["rms"], buckets=1)["rms_mean"].iloc[0] == 26 / 14
+    assert recording.manifest["resumed_at"] == [6, 4]
+    sentences = recording.table("events")["sentence"].tolist()
+    assert sentences == [
+        "The recording was continued at step 4. It had reached step 8: what it held from step 4 on was dropped.",
+        "of 3.0",
+    ]
+
+
+def test_what_is_repeated_is_dropped_from_streams_of_a_killed_run_too(tmp_path: Path) -> None:
+    first = Writer(tmp_path / "run", {"format": FORMAT, "label": ""}, resume=False, strict=True)
+    for step in range(5):
+        first.columns("attention", {"step": [step], "logit_max": [1.0]})
+    del first  # as if killed
+
+    Writer(tmp_path / "run", {"format": FORMAT, "label": ""}, resume=2, strict=True)
+
+    recording = Recording.load(tmp_path / "run")
+    assert recording.table("attention")["step"].tolist() == [0, 1]
+
+
+def test_step_zero_is_a_step_to_continue_at(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        resume = False if value == 1.0 else 0
+        writer = Writer(tmp_path / "run", {"format": FORMAT, "label": ""}, resume=resume, strict=True)
+        writer.columns("activations", {"step": [0], "rms": [value]})
+        writer.close()
+
+    assert Recording.load(tmp_path / "run").table("activations")["rms"].tolist() == [2.0]
+
+
+def test_steps_that_only_attention_saw_are_not_numbered_twice(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run", {"format": FORMAT, "label": ""}, resume=False, strict=True)
+    writer.columns("attention", {"step": [7], "logit_max": [1.0]})
+    del writer  # as if killed before the step's other tables
+
+    assert Writer(tmp_path / "run", {"format": FORMAT, "label": ""}, resume=True, strict=True).first_step == 8
