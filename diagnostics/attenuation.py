@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from .finding import Evidence, Finding
-from .tables import Tables, block_states, groups, slope
+from .frames import block_states, groups, slope
+from .tables import Tables
 from .thresholds import (
     GRADIENT_LEAST_TOTAL,
     GRADIENT_SLOPE_LIMIT,

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from .finding import Evidence, Finding
-from .tables import Tables, largest
+from .frames import largest
+from .tables import Tables
 from .thresholds import BIAS_SHARE_HIGH, BIAS_SHARE_NOTED, BIAS_SIBLINGS, LEAST_SIBLINGS
 
 

@@ -13,7 +13,8 @@ from rheoscope.probes.errors import DiagnosisError
 from rheoscope.probes.recording import Recording
 
 from .diagnosis import Diagnosis, diagnose
-from .tables import Tables, block_states, slope
+from .frames import block_states, slope
+from .tables import Tables
 from .theory import Start, predict
 
 

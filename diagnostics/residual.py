@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .finding import Evidence, Finding
-from .tables import Tables, block_states, groups, largest, slope
+from .frames import block_states, groups, largest, slope
+from .tables import Tables
 from .thresholds import FP16_HEADROOM, FP16_LARGEST, LEAST_BLOCKS, RESIDUAL_SLOPE_LIMIT
 
 

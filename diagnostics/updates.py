@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import median
 
 from .finding import Evidence, Finding
-from .tables import Tables, groups
+from .frames import groups
+from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER, UPDATE_RATIO_HIGH, UPDATE_SIBLINGS
 
 _APART = 0.8  # confidence of a block that stands apart from its siblings, above that of a mere rule of thumb

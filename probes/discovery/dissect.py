@@ -104,12 +104,6 @@ def _n_adds(found: list[Stream]) -> int:
 
 def _with_notes(anatomy: Anatomy, model: nn.Module) -> Anatomy:
     notes = list(anatomy.notes)
-    compiled = [path or "the model" for path, module in model.named_modules() if hasattr(module, "_orig_mod")]
-    if compiled:
-        notes.append(
-            f"{', '.join(compiled[:4])} is compiled: hooks that are attached after its first call do not fire. Attach "
-            "before compiling, or call torch._dynamo.reset() after attaching."
-        )
     integers = {
         str(tensor.dtype).removeprefix("torch.")
         for tensor in model.parameters()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-from rheoscope.diagnostics.tables import Tables, block_states
+from rheoscope.diagnostics.frames import block_states
+from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, figure, number, plot_text, settled
 
 from .chart import Chart

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-from rheoscope.diagnostics.tables import Tables, groups
+from rheoscope.diagnostics.frames import groups
+from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, figure, number
 
 from .chart import Chart

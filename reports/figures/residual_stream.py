@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rheoscope.diagnostics.tables import Tables, block_states
+from rheoscope.diagnostics.frames import block_states
+from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from rheoscope.diagnostics.bounded import outstanding
 from rheoscope.diagnostics.diagnosis import diagnose
-from rheoscope.diagnostics.tables import Tables, groups
+from rheoscope.diagnostics.frames import groups
+from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes import recording as recording_module
 from rheoscope.probes import summaries
 from rheoscope.probes.recording import Recording

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from rheoscope.diagnostics.tables import Tables, block_states, groups, largest, slope
+from rheoscope.diagnostics.frames import block_states, groups, largest, slope
+from rheoscope.diagnostics.tables import Tables
 
 
 def test_micro_batches_join_as_the_root_of_the_mean_square(made: Any) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from rheoscope.diagnostics.comparison import Comparison, compare
-from rheoscope.diagnostics.tables import Tables, slope
+from rheoscope.diagnostics.frames import slope
+from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.experiments.norm_placement_and_biases import norm_placement_and_biases, random_tokens, variants
 from rheoscope.lab.transformer import ReferenceTransformer
