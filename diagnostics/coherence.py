@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from rheoscope.probes.anatomy import Anatomy
 
-from .tables import PLACE, Tables
+from .frames import PLACE
+from .tables import Tables
 
 COLUMNS = ["step", *PLACE, "coherence", "cosine", "bias_weight_ratio", "n_tokens"]
 _UNIFORM = 1e-3  # relative: how well clipping by one coefficient must explain the norm after it

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+PLACE = ["stack", "depth", "block", "branch"]
+
 
 def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.DataFrame]]:
     """Yield the rows of ``frame`` that share the whole numbers in columns ``keys``, in their order."""

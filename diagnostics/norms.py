@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from rheoscope.probes.anatomy import Anatomy, Branch, Stack
 
-from .tables import PLACE, Tables
+from .frames import PLACE
 
 COLUMNS = [
     "step",
@@ -24,6 +24,7 @@ COLUMNS = [
     "bias_rms",
     "not_known",
 ]
+_END = ["site", "direction", "stack", "depth"]  # one end of a norm
 _BETWEEN = "the anatomy does not tell that nothing stands between this norm and what is recorded"
 _SEVERAL = "several norms read this state, and the gradient that comes back is of all of them"
 
@@ -37,15 +38,26 @@ class _Norm:
     block: int
     branch: str
     role: str
-    path: str
+    module_path: str
     kind: str
     reads: tuple[str, int]
     gives: tuple[str, int]
     is_direct: bool
     not_known: str
 
+    @property
+    def receives(self) -> tuple[str, int]:
+        """Where the gradient at the norm's input is recorded: of an input norm what comes back through its branch."""
+        return ("branch", self.depth) if self.role == "input" else self.reads
 
-def norms(tables: Tables) -> pd.DataFrame:
+
+def norms(
+    anatomy: Anatomy,
+    steps: Sequence[int],
+    activations: pd.DataFrame,
+    gradient_paths: pd.DataFrame,
+    parameters: pd.DataFrame,
+) -> pd.DataFrame:
     """Return one row a norm and sampled step; the micro-batches joined as those of equal size are.
 
     ``role`` says where the norm stands: ``input`` (state to branch), ``output`` (branch output to write), ``stream`` (sum to
@@ -62,68 +74,50 @@ def norms(tables: Tables) -> pd.DataFrame:
     - ``not_known``: why the measured columns are null, "" where they are not.
 
     Args:
-        tables: of a recording of format 3 or later.
+        anatomy: says where the norms stand.
+        steps: the sampled ones.
+        activations: that table of a recording of format 3 or later; the next two alike.
+        gradient_paths: energies of the branches' gradients.
+        parameters: gains and biases.
     """
-    found = list(_norms(tables.anatomy))
-    rows = tables.activations
-    if not found or not len(rows):
+    found = list(_norms(anatomy))
+    if not found or not len(activations):
         return pd.DataFrame(columns=COLUMNS)
-    steps = pd.Index(tables.sampled_steps, name="step")
-    energy = rows["rms"] ** 2
-    measured = rows.assign(energy=energy, mean=energy * rows["mean_share"])
-    keys = ["site", "direction", "stack", "depth"]
-    paths = tables.gradient_paths
-    back = paths.assign(energy=paths["branch_rms"] ** 2, site="branch", direction="backward")
-    seen = {
-        "energy": _by_step(pd.concat([measured[["step", *keys, "energy"]], back[["step", *keys, "energy"]]]), keys),
-        "mean": _by_step(measured[["step", *keys, "mean"]].rename(columns={"mean": "energy"}), keys),
-    }
-    own = _parameters(tables)
-    return pd.concat([_rows(norm, steps, seen, own) for norm in found], ignore_index=True)[COLUMNS]
+    energy = activations["rms"] ** 2
+    back = gradient_paths.assign(energy=gradient_paths["branch_rms"] ** 2, site="branch", direction="backward")
+    measured = activations.assign(energy=energy, mean=energy * activations["mean_share"])
+    seen = pd.concat([measured, back])[["step", *_END, "energy", "mean"]].groupby(["step", *_END]).mean()
+    own = _parameters(parameters)
+    frame = pd.DataFrame([asdict(norm) | {"receives": norm.receives} for norm in found])
+    frame = frame.merge(pd.DataFrame({"step": steps}), how="cross")
 
+    def at(end: str, direction: str, quantity: str = "energy") -> np.ndarray:
+        sites, depths = zip(*frame[end], strict=True)
+        keys = pd.MultiIndex.from_arrays(
+            [frame["step"], sites, [direction] * len(frame), frame["stack"], depths], names=seen.index.names
+        )
+        return np.where(frame["is_direct"], seen[quantity].reindex(keys).to_numpy(dtype=float), np.nan)
 
-_Columns = dict[tuple[object, ...], pd.Series]
+    def parameter(role: str) -> np.ndarray:
+        keys = pd.MultiIndex.from_arrays([frame["step"], frame["module_path"], [role] * len(frame)])
+        return np.asarray(own.reindex(keys), dtype=float)
 
-
-def _by_step(frame: pd.DataFrame, keys: list[str]) -> _Columns:
-    """Return the mean of column ``energy`` over the micro-batches by step, for each value of ``keys``."""
-    frame = frame.dropna(subset=["energy"])
-    if not len(frame):
-        return {}
-    table = frame.pivot_table(index="step", columns=keys, values="energy", aggfunc="mean")
-    return {tuple(key): table[key] for key in table.columns}
-
-
-def _rows(norm: _Norm, steps: pd.Index, seen: dict[str, _Columns], own: _Columns) -> pd.DataFrame:
-    nothing = pd.Series(np.nan, index=steps)
-
-    def at(quantity: str, end: tuple[str, int], direction: str) -> pd.Series:
-        found = seen[quantity].get((end[0], direction, norm.stack, end[1])) if norm.is_direct else None
-        return nothing if found is None else found.reindex(steps)
-
-    read = at("energy", norm.reads, "forward")
-    above = at("energy", norm.gives, "backward")
-    below = at("energy", ("branch", norm.depth) if norm.role == "input" else norm.reads, "backward")
-    removed = at("mean", norm.reads, "forward") / read.where(read > 0)
-    kept = 0.0 * read if norm.kind == "rmsnorm" else nothing
-    return pd.DataFrame(
-        {
-            "step": steps,
-            "stack": norm.stack,
-            "depth": norm.depth,
-            "block": norm.block,
-            "branch": norm.branch,
-            "role": norm.role,
-            "module_path": norm.path,
-            "kind": norm.kind,
-            "input_rms": np.sqrt(read),
-            "mean_energy_removed": removed if norm.kind == "layernorm" else kept,
-            "jacobian_gain": nothing if norm.not_known else np.sqrt(below / above.where(above > 0)),
-            "gain_rms": own.get((norm.path, "gain"), nothing).reindex(steps),
-            "bias_rms": own.get((norm.path, "norm_bias"), nothing).reindex(steps),
-            "not_known": norm.not_known,
-        }
+    read, above = at("reads", "forward"), at("gives", "backward")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(read > 0, at("reads", "forward", "mean") / read, np.nan)
+        gain = np.where(above > 0, np.sqrt(at("receives", "backward") / above), np.nan)
+    removed = np.select(
+        [frame["kind"] == "layernorm", frame["kind"] == "rmsnorm"],
+        [share, np.where(np.isfinite(read), 0.0, np.nan)],
+        np.nan,
     )
+    return frame.assign(
+        input_rms=np.sqrt(read),
+        mean_energy_removed=removed,
+        jacobian_gain=np.where(frame["not_known"] == "", gain, np.nan),
+        gain_rms=parameter("gain"),
+        bias_rms=parameter("norm_bias"),
+    )[COLUMNS]
 
 
 def _norms(anatomy: Anatomy) -> Iterator[_Norm]:
@@ -169,11 +163,10 @@ def _final(stack: Stack) -> Iterator[_Norm]:
     )
 
 
-def _parameters(tables: Tables) -> _Columns:
-    """Return the RMS of each norm's gain and bias by step; keys are the norm's path and the role."""
-    rows = tables.parameters
+def _parameters(rows: pd.DataFrame) -> pd.Series:
+    """Return the RMS of each norm's gain and bias, by step, the norm's path and the role."""
     rows = rows[rows["role"].isin(["gain", "norm_bias"]) & rows["weight_rms"].notna()]
     paths = rows["name"].astype(str).str.rsplit(".", n=1).str[0]
     # A norm has one gain and one bias, or several parts of one, all as large.
-    squares = _by_step(rows.assign(path=paths, energy=rows["weight_rms"] ** 2), ["path", "role"])
-    return {key: column**0.5 for key, column in squares.items()}
+    squares = rows.assign(path=paths, energy=rows["weight_rms"].astype(float) ** 2)
+    return squares.groupby(["step", "path", "role"])["energy"].mean() ** 0.5

@@ -11,8 +11,8 @@ from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 
 from .bounded import bounded, outstanding
-
-PLACE = ["stack", "depth", "block", "branch"]
+from .frames import PLACE
+from .norms import norms
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,14 @@ class Tables:
 
     def log_z(self) -> pd.DataFrame:
         """Return step, stack, log_z, logit_max (the largest), the micro-batches joined."""
-        joined = self.recording.table("logits").groupby(["step", "stack"], as_index=False, sort=True)
+        joined = self._bounded("logits").groupby(["step", "stack"], as_index=False, sort=True)
         return joined.agg(log_z=("log_z", "mean"), logit_max=("logit_max", "max"))
+
+    @cached_property
+    def norms(self) -> pd.DataFrame:
+        """What every norm does, one row a norm and sampled step: see ``norms.norms``."""
+        tables = (self.activations, self.gradient_paths, self.parameters)
+        return norms(self.anatomy, self.sampled_steps, *tables)
 
     def paths(self) -> pd.DataFrame:
         """Return step, place, skip_gain, skip_rms, branch_rms, cosine, the micro-batches averaged."""

@@ -135,4 +135,5 @@ class _HookedModule:
 
 def is_recomputing() -> bool:
     """Return whether a forward runs inside a backward: gradient checkpointing computes activations again."""
-    return torch._C._current_graph_task_id() != -1 and not torch.compiler.is_compiling()
+    # Asked first: dynamo cannot trace the other question.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

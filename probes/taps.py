@@ -102,7 +102,7 @@ class Taps:
         if self._graph is not None:
             self._graph.switch.is_on, self.n_shown_in_graph = True, 0
             return True
-        if self._is_compiled:
+        if self._is_compiled and self._stance is None:
             self._stance = uncompiled()
         if self._hooked is not None:
             self._hooked.restart()

@@ -7,7 +7,7 @@ from rheoscope.diagnostics.frames import groups
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, figure, number
 
-from .chart import Chart
+from .chart import MOST_POINTS, Chart, extremes
 from .depth import finite
 
 
@@ -22,7 +22,8 @@ def log_z(tables: Tables) -> Chart:
     if not len(frame):
         return Chart(key, title, reading, absent="No logits were seen, or no step was sampled.")
     drawn = figure(x="step", y="log Z")
-    for index, ((stack,), rows) in enumerate(groups(frame, "stack")):
+    for index, ((stack,), whole) in enumerate(groups(frame, "stack")):
+        rows = whole.iloc[extremes(whole["log_z"].to_numpy(dtype=float), MOST_POINTS)]
         drawn.add_trace(
             go.Scatter(
                 x=rows["step"].tolist(),
@@ -34,6 +35,10 @@ def log_z(tables: Tables) -> Chart:
                 showlegend=index > 0,
                 hovertemplate="step %{x}<br>log Z %{y:.4g}<extra>%{fullData.name}</extra>",
             )
+        )
+    if any(len(rows) > MOST_POINTS for _, rows in groups(frame, "stack")):
+        reading += (
+            f" Of each line {MOST_POINTS:,} points at most are drawn, the lowest and the highest of every stretch."
         )
     first, last = float(frame["log_z"].iloc[0]), float(frame["log_z"].iloc[-1])
     if frame["step"].nunique() > 1:

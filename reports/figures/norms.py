@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-from rheoscope.diagnostics.norms import norms
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
@@ -62,7 +61,7 @@ def mean_energy(tables: Tables) -> Chart:
 
 def _drawn(tables: Tables, column: str) -> pd.DataFrame:
     """Return the norms with a value in ``column``, one a place: a branch's output norm only where it has no other."""
-    frame = norms(tables).dropna(subset=[column])
+    frame = tables.norms.dropna(subset=[column])
     before = frame.assign(is_after=frame["role"] == "output").sort_values("is_after", kind="stable")
     one = before.drop_duplicates(["step", "stack", "depth"]).drop(columns=["is_after", "not_known"])
     return one.sort_values(["step", "stack", "depth"])

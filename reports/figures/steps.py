@@ -7,10 +7,9 @@ from plotly.subplots import make_subplots
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, axis, figure, number
 
-from .chart import Chart, extremes, rounded
+from .chart import MOST_POINTS, Chart, extremes, rounded
 from .depth import finite
 
-MOST_POINTS = 1_000  # of one line
 _ROWS = (("loss", "loss", False), ("gradient_norm", "gradient norm", True), ("lr", "learning rate", False))
 
 

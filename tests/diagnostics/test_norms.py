@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from oracles import NanoGPT, batch_of, ids, llama, loss_of
-from rheoscope.diagnostics.norms import norms
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.recorder import attach
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ def frame_of(model: nn.Module, folder: Path) -> pd.DataFrame:
         loss = loss_of(model, batch_of(model))
         loss.backward()  # type: ignore[no-untyped-call]
         probe.step(loss)
-    return norms(Tables(probe.recording))
+    return Tables(probe.recording).norms
 
 
 def rms(tensor: Tensor) -> float:
@@ -124,14 +123,14 @@ def test_micro_batches_are_joined(tmp_path: Path) -> None:
             loss_of(model, {"ids": ids(seed=seed), "targets": ids(seed=seed)}).backward()  # type: ignore[no-untyped-call]
         probe.step(1.0)
 
-    row = norms(Tables(probe.recording)).iloc[0]
+    row = Tables(probe.recording).norms.iloc[0]
 
     states = [model.tokens(ids(seed=s)) + model.positions.weight for s in (0, 1)]
     assert row["input_rms"] == pytest.approx(rms(torch.stack(states)), rel=1e-5)
 
 
 def test_where_the_anatomy_does_not_tell_what_is_between_nothing_is_measured_and_that_is_said(made: Any) -> None:
-    frame = norms(Tables(made(n_blocks=2).recording()))
+    frame = Tables(made(n_blocks=2).recording()).norms
 
     assert frame["role"].tolist() == ["input"] * 4
     assert frame[["input_rms", "mean_energy_removed", "jacobian_gain"]].isna().all(axis=None)

@@ -8,9 +8,9 @@ import pytest
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
-from rheoscope.reports.figures.chart import MOST_CELLS, MOST_COLUMNS, extremes, rounded, standing_out
+from rheoscope.reports.figures.chart import MOST_CELLS, MOST_COLUMNS, MOST_POINTS, extremes, rounded, standing_out
 from rheoscope.reports.figures.depth import heatmap
-from rheoscope.reports.figures.steps import MOST_POINTS, loss_and_norms
+from rheoscope.reports.figures.steps import loss_and_norms
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 50, 51, 1_000, 12_345])
