@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,13 @@ from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy
 from .batches import Batch, arguments, call, describe, tensors
 from .compiled import bare
+from .conservation import conservation
 from .discovery import discover
 from .errors import BatchError
 from .log import Log
+from .loss_gradient import loss_gradient
 from .manifest import manifest
+from .origin import first_nonfinite, origin_row
 from .parameters import ParameterTaps
 from .pending import Pending
 from .recording import Recording
@@ -25,6 +29,7 @@ from .schema import TABLES
 from .skip_path import skip_path
 from .taps import Taps
 from .untouched import untouched
+from .visibility import visibility
 
 LossFunction = Callable[[Any, Batch], Tensor]
 
@@ -79,9 +84,10 @@ def examine(
             told = taps.relations.take(0)
             hidden += [told] if told else []
             taps.relations.write(log.append)
-        skips = skip_path(model, batch, anatomy, lambda output: _loss_of(output, batch, loss_fn))
-        identities = [*_ledger(anatomy), *skips, *amplification(model, batch, anatomy, seed=seed)]
-    norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
+        norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
+        identities = [*_ledger(anatomy), *_checked(model, batch, anatomy, loss_fn, seed)]
+        if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
+            identities += _origin(model, batch, anatomy, loss_fn)
     step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}
     for name, rows in (("steps", [step]), ("identities", identities)):
         log.append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
@@ -89,6 +95,38 @@ def examine(
     head["status"] = "closed"
     head["not_measured"] = hidden
     return Recording(head, anatomy, log.memory())
+
+
+def _checked(
+    model: nn.Module, batch: Batch, anatomy: Anatomy, loss_fn: LossFunction | None, seed: int
+) -> list[dict[str, Any]]:
+    """Return the rows of the active checks."""
+
+    def loss_of(output: Any) -> Tensor:
+        return _loss_of(output, batch, loss_fn)
+
+    return [
+        *skip_path(model, batch, anatomy, loss_of),
+        *amplification(model, batch, anatomy, seed=seed),
+        *conservation(model, batch, anatomy, loss_of, seed=seed),
+        *visibility(model, batch, anatomy, seed=seed),
+        *loss_gradient(model, batch, anatomy, loss_of),
+    ]
+
+
+def _origin(model: nn.Module, batch: Batch, anatomy: Anatomy, loss_fn: LossFunction | None) -> list[dict[str, Any]]:
+    """Run forward and backward once more, watching every operation."""
+    for parameter in model.parameters():
+        parameter.grad = None
+
+    def run() -> Tensor:
+        with torch.enable_grad():
+            loss = _loss_of(call(model, batch), batch, loss_fn)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    found = first_nonfinite(model, run)
+    return [] if found is None else [origin_row(found, anatomy)]
 
 
 def _run(where: str, action: Callable[[], None]) -> None:  # noqa: ARG001

@@ -2,12 +2,12 @@
 
 History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
 clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits;
-table logits.
+table logits; 4 (0.1.0) module path of identities.
 """
 
 from __future__ import annotations
 
-FORMAT = 3
+FORMAT = 4
 MOST_TEXT = 10_000  # bytes of one text in a table: no name or sentence is longer
 
 # Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
@@ -112,6 +112,7 @@ TABLES: dict[str, dict[str, str]] = {
     "identities": {
         "check": "s",
         **PLACE,
+        "module_path": "s",
         "observed": "f",
         "expected": "f",
         "tolerance": "f",

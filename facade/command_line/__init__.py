@@ -46,8 +46,13 @@ def main() -> None:
     try:
         app()
     except RecordingError as error:
-        typer.echo(f"rheoscope: {error}", err=True)
+        _say(error)
         sys.exit(UNREADABLE)
     except RheoscopeError as error:
-        typer.echo(f"rheoscope: {error}", err=True)
+        _say(error)
         sys.exit(USAGE_ERROR)
+
+
+def _say(error: RheoscopeError) -> None:
+    # What a library said of a damaged file may span lines.
+    typer.echo(f"rheoscope: {' '.join(str(error).split())}", err=True)

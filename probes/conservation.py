@@ -1,0 +1,230 @@
+"""Prove the gradient of every branch: what arrives below an add must be what the forward itself says.
+
+Let x be the state before branch k and s the sum behind it. To first order s moves by D when x moves by e v; a sound backward
+gives ``<dL/dx, v> = <dL/ds, D / e>``, magnitude and direction, whatever the branch computes. A detached branch, a gradient
+that is scaled or turned around, a wrong hand-written backward break it, and no norm of any gradient shows the last two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, Branch, Point
+from .batches import Batch, call
+from .hooked import Hooked
+from .interventions import changed, seen_after
+
+STEP = 1e-2  # of the state's norm: central differences err by its square, float32 rounding by 1e-7 over it
+TOLERANCE = 0.02
+ROUNDING = 3e-6  # of float32 in a sum, as the gradient above it sees it; ten times what one rounding gives
+SMOOTH = (
+    0.25  # a second step, so many times the first: where the two disagree the forward has an edge there (a router's)
+)
+
+LossOf = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class _Add:
+    """One add whose two ends are seen, and what one backward gave there.
+
+    Attributes:
+        branch: the branch that is added.
+        before: where the state is changed; who reads it there reads what was changed.
+        added: where the sum shows its whole gradient.
+        value: the state.
+        total: the sum.
+        below: the gradient that arrives from those who read the state at ``before``.
+        above: the gradient of the sum.
+    """
+
+    branch: Branch
+    before: Point
+    added: Point
+    value: Tensor
+    total: Tensor
+    below: Tensor
+    above: Tensor
+
+    @property
+    def through(self) -> Tensor:
+        """The gradient through the branch. Where the state is shown as a module's input the skip may not be among its readers."""
+        rest = self.below - self.branch.scale * self.above
+        return rest if float(rest.double().norm()) < float(self.below.double().norm()) else self.below
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether ``below`` holds the skip's part."""
+        return self.through is not self.below
+
+
+def conservation(
+    model: nn.Module, batch: Batch, anatomy: Anatomy, loss_of: LossOf, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return rows of the identities table: ``gradient_conservation`` of every add that could be tested.
+
+    ``observed`` is the gradient through the branch over the one that the forward demands, along one direction: 1 in a sound
+    model, 0 where the branch is detached. A violation is recorded only where the loss itself confirms it: a state that other
+    parts of the model read as well is no false alarm. Costs a forward and backward, and two forwards up to each add. Call it
+    inside ``untouched(model, training=False)``.
+
+    Args:
+        model: the model.
+        batch: one batch.
+        anatomy: what ``discover`` found on it.
+        loss_of: turns the model's output into a scalar.
+        seed: of the random part of the directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for add in _adds(model, batch, anatomy, loss_of):
+        found = _tested(model, batch, add, loss_of, generator)
+        if found is not None:
+            rows.append(_row(add.branch, found))
+    return rows
+
+
+def _adds(model: nn.Module, batch: Batch, anatomy: Anatomy, loss_of: LossOf) -> list[_Add]:
+    """Return the adds both ends of which one forward and backward showed."""
+    pairs = [
+        (branch, before, branch.added)
+        for index, branch in enumerate(anatomy.branches)
+        if (before := anatomy.before(index)) is not None and branch.added is not None and before != branch.added
+    ]
+    states: dict[Point, Tensor] = {}
+    sums: dict[Point, Tensor] = {}
+    above: dict[Point, Tensor] = {}
+
+    def keep(point: Point, tensor: Tensor) -> Tensor:
+        # Kept is a copy that nobody writes to; its readers are those of the changed tensor, and no others.
+        states[point] = tensor.clone()
+        return states[point].clone()
+
+    def see(point: Point, tensor: Tensor) -> None:
+        sums[point] = tensor.detach().clone()
+        if tensor.requires_grad:
+            # A hook has the gradient of what the tensor was, also where the next add writes into it.
+            tensor.register_hook(lambda gradient: above.__setitem__(point, gradient.detach()))  # type: ignore[no-untyped-call]
+
+    hooks = Hooked(model, {added for _, _, added in pairs}, lambda point: partial(see, point))
+    try:
+        with torch.enable_grad(), ExitStack() as stack:
+            for point in {before for _, before, _ in pairs}:
+                stack.enter_context(changed(model, point, partial(keep, point)))
+            loss = loss_of(call(model, batch))
+    finally:
+        hooks.remove()
+    below = _gradients(loss, states)
+    return [
+        # A sum may be shown as tokens by width where the state is a batch of them.
+        _Add(branch, at, added, states[at].detach(), sums[added], below[at], above[added].reshape(below[at].shape))
+        for branch, at, added in pairs
+        if at in below and added in above and above[added].numel() == below[at].numel()
+    ]
+
+
+def _gradients(loss: Tensor, tensors: dict[Point, Tensor]) -> dict[Point, Tensor]:
+    """Return the gradient of each tensor that requires one: zero where none arrives."""
+    able = {point: tensor for point, tensor in tensors.items() if tensor.requires_grad}
+    if not able or not loss.requires_grad:
+        return {}
+    found = torch.autograd.grad(loss, list(able.values()), allow_unused=True)
+    pairs = zip(able.items(), found, strict=True)
+    return {point: torch.zeros_like(tensor) if g is None else g.detach() for (point, tensor), g in pairs}
+
+
+def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generator: torch.Generator) -> float | None:
+    """Return the ratio of the gradient that arrives to the one demanded; None where it cannot be told."""
+    if not _is_useful(add):
+        return None
+    # Along the branch's own gradient every wrong factor shows; the random part shows a branch without any.
+    noise = torch.randn(add.below.shape, generator=generator).to(add.below)
+    step = _unit(_unit(add.through) + _unit(noise)) * (STEP * float(add.value.double().norm()))
+    through, skip = _dot(add.through, step), add.branch.scale * _dot(add.above, step)
+    demanded = _demanded(model, batch, add, step, skip)
+    if demanded is None:
+        return None
+    share = max(abs(demanded), abs(through))
+    rounding = ROUNDING * float(add.above.double().norm() * add.total.double().norm()) / add.total.numel() ** 0.5
+    if share <= rounding:
+        return None
+    if abs(demanded - through) <= TOLERANCE * share + rounding:
+        return 1.0
+    again = _demanded(model, batch, add, step * SMOOTH, skip * SMOOTH)
+    if again is None or abs(again / SMOOTH - demanded) > TOLERANCE * share + rounding / SMOOTH:
+        return None
+    if float(add.through.double().norm()) <= ROUNDING * float(add.above.double().norm()):
+        # Nothing arrives of what the branch does: who else reads the state could only add to it.
+        return 0.0
+    return _confirmed(model, batch, add, step, loss_of, demanded)
+
+
+def _confirmed(
+    model: nn.Module, batch: Batch, add: _Add, step: Tensor, loss_of: LossOf, demanded: float
+) -> float | None:
+    """Ask the loss itself: return what arrives over what is demanded, 1 where the loss sees no violation."""
+    ends = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad(), changed(model, add.before, _by(sign * step)):
+            ends.append(float(loss_of(call(model, batch)).double()))
+    missing = (ends[0] - ends[1]) / 2 - _dot(add.below, step)
+    through = _dot(add.through, step)
+    if not math.isfinite(missing):
+        return None
+    told = through + missing  # what the loss demands of the branch
+    rounding = 1e-6 * abs(ends[0])
+    if abs(missing) <= rounding + TOLERANCE * max(abs(told), abs(through)):
+        return 1.0
+    # The loss confirms that something is missing; how much is said by what was measured at the add, which is sharper.
+    return through / demanded
+
+
+def _by(step: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor + step
+
+
+def _demanded(model: nn.Module, batch: Batch, add: _Add, step: Tensor, skip: float) -> float | None:
+    """Return how far the branch moves the loss by a step before it, as the gradient above the add has it."""
+    ends = [seen_after(model, batch, add.before, _by(sign * step), add.added) for sign in (1.0, -1.0)]
+    if ends[0] is None or ends[1] is None or ends[0].shape != add.total.shape:
+        return None
+    moved = _dot(add.above, (ends[0].double() - ends[1].double()).reshape(add.above.shape)) / 2 - (
+        skip if add.has_skip else 0.0
+    )
+    return moved if math.isfinite(moved) else None
+
+
+def _is_useful(add: _Add) -> bool:
+    are_wide = add.value.dtype in (torch.float32, torch.float64)
+    return are_wide and bool(torch.isfinite(add.above).all() and torch.isfinite(add.below).all() and add.above.any())
+
+
+def _unit(tensor: Tensor) -> Tensor:
+    norm = float(tensor.double().norm())
+    return tensor / norm if norm > 0 else tensor
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    return float((one.double() * other.double()).sum())
+
+
+def _row(branch: Branch, ratio: float) -> dict[str, Any]:
+    return {
+        "check": "gradient_conservation",
+        "stack": branch.stack,
+        "block": branch.block,
+        "branch": branch.kind,
+        "depth": branch.depth,
+        "observed": ratio,
+        "expected": 1.0,
+        "tolerance": TOLERANCE,
+        "note": "gradient through the branch over the one that the forward demands, along one direction",
+    }

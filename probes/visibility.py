@@ -1,0 +1,92 @@
+"""Find which branches let a position see later ones: each on its own, whatever the branches before it have leaked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, Branch, Point
+from .batches import Batch, arguments, tensors
+from .interventions import seen_after
+
+TOLERANCE = 1e-5  # of the change at the changed position itself; float32 kernels that work in tiles may differ by 1e-7
+STEP = 0.1  # of the state: small enough for what follows to stay in its range, large beside rounding
+
+
+def visibility(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows of the identities table: ``causality`` of every branch of a batch of token ids.
+
+    The state before a branch is changed at its last position alone; ``observed`` is by how much the sum behind the branch
+    changes at earlier positions, relative to its own last one: 0 where a position sees no later one. Two forwards up to the
+    add each. Call it inside ``untouched(model, training=False)``.
+
+    Args:
+        model: the model.
+        batch: one batch.
+        anatomy: what ``discover`` found on it.
+        seed: of the change.
+    """
+    lengths = {t.shape for _, t in tensors(arguments(batch)) if t.dtype in (torch.int32, torch.int64) and t.dim() == 2}
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index, branch in enumerate(anatomy.branches):
+        before, added = anatomy.before(index), branch.added
+        if before is not None and added is not None and before != added:
+            leak = _leak(model, batch, before, added, lengths, generator)
+            if leak is not None:
+                rows.append(_row(branch, leak))
+    return rows
+
+
+def _leak(
+    model: nn.Module, batch: Batch, before: Point, added: Point, lengths: set[Any], generator: torch.Generator
+) -> float | None:
+    """Return the largest change at earlier positions over that at the last; None where positions are not told."""
+    is_told: list[bool] = []
+
+    def last_moved(tensor: Tensor) -> Tensor:
+        shape = _shape(tensor, lengths)
+        is_told.append(shape is not None)
+        if shape is None:
+            return tensor
+        moved = tensor.clone().view(shape)
+        noise = torch.randn(moved[:, -1].shape, generator=generator).to(moved)
+        moved[:, -1] += STEP * noise * moved[:, -1].square().mean().sqrt()
+        return moved.view(tensor.shape)
+
+    still = seen_after(model, batch, before, torch.clone, added)
+    moved = seen_after(model, batch, before, last_moved, added)
+    if still is None or moved is None or not all(is_told) or not is_told:
+        return None
+    shape = _shape(still, lengths)
+    if shape is None or moved.shape != still.shape:
+        return None
+    change = (moved - still).abs().view(shape)
+    own = float(change[:, -1].max())
+    leak = float(change[:, :-1].max())
+    return None if own == 0 or own != own or leak != leak else leak / own
+
+
+def _shape(tensor: Tensor, lengths: set[Any]) -> tuple[int, int, int] | None:
+    """Return the tensor's shape as batch, positions and width, where its axes are those of one batch of ids."""
+    found = {
+        (length[0], length[1], tensor.shape[-1])
+        for length in lengths
+        if tuple(tensor.shape[:-1]) in ((length[0], length[1]), (length[0] * length[1],)) and length[1] > 1
+    }
+    return found.pop() if len(found) == 1 and tensor.is_contiguous() else None
+
+
+def _row(branch: Branch, leak: float) -> dict[str, Any]:
+    return {
+        "check": "causality",
+        "stack": branch.stack,
+        "block": branch.block,
+        "branch": branch.kind,
+        "depth": branch.depth,
+        "observed": leak,
+        "tolerance": TOLERANCE,
+        "note": "change of the sum at earlier positions over that at the last, when the state before changes at the last alone",
+    }

@@ -1,0 +1,42 @@
+"""Causality branch by branch: a mask that is missing in one block is found there, whatever leaks before it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import NanoGPT
+from rheoscope.probes.discovery import discover
+from rheoscope.probes.untouched import untouched
+from rheoscope.probes.visibility import TOLERANCE, visibility
+from torch import Tensor, nn
+
+
+class Unmasked(nn.Module):
+    """Adds the mean over all positions."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 0.1 * x.mean(1, keepdim=True)
+
+
+def leaks(model: nn.Module, ids: Tensor) -> set[tuple[int, str]]:
+    anatomy = discover(model, ids)
+    with untouched(model, training=False):
+        rows = visibility(model, ids, anatomy)
+    assert len(rows) == len(anatomy.branches)
+    return {(row["block"], row["branch"]) for row in rows if row["observed"] > TOLERANCE}
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+@pytest.mark.parametrize("where", [(0, "attention"), (1, "mlp")])
+def test_only_the_branch_that_sees_later_positions_is_told(kind: str, where: tuple[int, str]) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 61, (2, 8))
+    model = NanoGPT(kind)
+    assert leaks(model, ids) == set()
+    block = model.blocks[where[0]]
+    setattr(block, where[1], Unmasked(getattr(block, where[1])))
+    assert leaks(model, ids) == {where}
