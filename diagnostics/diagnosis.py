@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 import pandas as pd
+from rheoscope.probes.errors import RecordingError
 from rheoscope.probes.recording import Recording
 
 from .attenuation import gradient_slope, skip_path
@@ -18,10 +19,16 @@ from .residual import range_of_fp16, residual_growth
 from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
 from .updates import untrained, update_ratio
+from .wiring import causality, gradient_conservation, loss_scale, odd_block, skip_scale
 
 Rule = Callable[[Tables], list[Finding]]
 RULES: tuple[Rule, ...] = (
     first_nonfinite,
+    gradient_conservation,
+    causality,
+    skip_scale,
+    odd_block,
+    loss_scale,
     gradient_slope,
     skip_path,
     residual_growth,
@@ -99,9 +106,20 @@ def diagnose(recording: Recording) -> Diagnosis:
         RecordingError: a table cannot be read.
     """
     tables = Tables(recording)
-    found = [finding for rule in RULES for finding in rule(tables)]
+    found: list[Finding] = []
+    failed: list[str] = []
+    for rule in RULES:
+        try:
+            found += rule(tables)
+        except RecordingError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a recording that contradicts itself is still judged by the other rules
+            words = rule.__name__.replace("_", " ")
+            failed.append(
+                f"Not judged by the rule {words}: it failed on this recording ({type(error).__name__}: {error!s:.200})."
+            )
     ranked = sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.step, f.block is None, f.block or 0))
-    return Diagnosis(tuple(ranked), tuple(_not_judged(tables)))
+    return Diagnosis(tuple(ranked), (*failed, *_not_judged(tables)))
 
 
 def _not_judged(tables: Tables) -> Iterator[str]:

@@ -41,3 +41,8 @@ def block_states(frame: pd.DataFrame) -> pd.DataFrame:
     inside = frame[frame["block"] >= 0]
     keys = [key for key in ("step", "stack", "block") if key in inside]
     return inside.sort_values("depth").groupby(keys, as_index=False).last()
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as dictionaries by column name."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

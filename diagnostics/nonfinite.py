@@ -26,6 +26,9 @@ def first_nonfinite(tables: Tables) -> list[Finding]:
     A loss that was not finite at an earlier step, or weights that were not when the step began, are the cause, and
     what the step's activations show is the victim.
     """
+    origin = _origin(tables)
+    if origin is not None:
+        return [origin]
     loss_step = _first_bad_loss(tables)
     rows = tables.activations
     ill = rows[rows["nonfinite"].fillna(0) > 0]
@@ -41,6 +44,28 @@ def first_nonfinite(tables: Tables) -> list[Finding]:
     if loss_step is not None and loss_step < step:
         return _loss_only(tables, loss_step)
     return [_weights(step, weights)] if weights else [_activation(step, chosen)]
+
+
+def _origin(tables: Tables) -> Finding | None:
+    """Return what a second run, operation by operation, found to be the cause; None where there was none."""
+    rows = tables.identities
+    found = rows[rows["check"] == "nonfinite_origin"]
+    if not len(found):
+        return None
+    row = found.iloc[0]
+    block = int(row["block"])
+    return Finding(
+        code="nonfinite",
+        severity="error",
+        confidence=1.0,
+        block=None if block < 0 else block,
+        component=str(row["branch"] or "model"),
+        module_path=str(row["module_path"] or ""),
+        step=min(tables.sampled_steps, default=0),
+        sentence=str(row["note"]),
+        evidence=Evidence("elements that are not finite", float(row["observed"]), 0.0, "a sound run has none", 0.0),
+        remedy="Look at this operation's inputs: what it divides by, takes the root or the logarithm of, or overflows.",
+    )
 
 
 def _activation(step: int, row: dict[str, Any]) -> Finding:

@@ -41,3 +41,8 @@ LEAST_SIBLINGS = 3  # below this a median is one model's accident
 LOGIT_VARIANCE_LIMIT = 1.2
 
 LEAST_BLOCKS = 4  # below this a slope has no degrees of freedom to speak of
+
+# Factor of the skip, or of a branch, in an add. Discovery reads it from the forward to about 1e-5 in float32; sound blocks of
+# one class share it exactly, and a fault of one per cent is to be found.
+SCALE_ALIKE = 1e-3
+SCALE_APART = 5e-3

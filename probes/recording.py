@@ -18,7 +18,7 @@ from .log import MANIFEST, MANIFEST_LIMIT, Log
 from .schema import FORMAT, MOST_TEXT, TABLES
 from .step_choice import StepChoice, Steps
 from .summaries import MOST_ROWS, coarser, summarise, summary_columns
-from .table_files import SCHEMAS, n_rows, read_batches, read_summary, signature
+from .table_files import SCHEMAS, is_there, n_rows, read_batches, read_summary, signature
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ class Recording:
         """
         folder = Path(folder)
         path = folder / MANIFEST
-        if not path.is_file():
+        if not is_there(path):
             raise RecordingError(
                 f"Expected a folder with a recording, got {str(folder)!r}, which has no {MANIFEST}. "
                 "Pass the folder that was given to attach."

@@ -80,7 +80,7 @@ def read_batches(
         name, list(TABLES[name]) if columns is None else list(columns), steps if "step" in TABLES[name] else None
     )
     try:
-        if target.is_file():
+        if is_there(target):
             yield from _parquet_batches(target, wish)
         for path in segments(folder, name):
             yield from _stream_batches(path, wish)
@@ -100,7 +100,7 @@ def n_rows(folder: Path, name: str) -> int:
     if segments(folder, name):
         return sum(batch.num_rows for batch in read_batches(folder, name, columns=[SCHEMAS[name].names[0]]))
     target = folder / f"{name}.parquet"
-    return _or_refused(target, lambda: int(pq.read_metadata(target).num_rows)) if target.is_file() else 0
+    return _or_refused(target, lambda: int(pq.read_metadata(target).num_rows)) if is_there(target) else 0
 
 
 def last_step(folder: Path, name: str) -> int:
@@ -111,7 +111,7 @@ def last_step(folder: Path, name: str) -> int:
     """
     target, wish = folder / f"{name}.parquet", _Wish(name, ["step"], StepChoice(slice(None)))
     found = [-1]
-    if target.is_file():
+    if is_there(target):
         with _or_refused(target, lambda: pq.ParquetFile(target)) as file:
             found += [high for group in range(file.num_row_groups) if (high := _span(file, wish, group)[1]) is not None]
     for path in segments(folder, name):
@@ -124,7 +124,7 @@ def last_step(folder: Path, name: str) -> int:
 def signature(folder: Path, name: str) -> tuple[tuple[str, int], ...]:
     """Return the names and sizes of the files of a table: they change whenever its rows do."""
     paths = [folder / f"{name}.parquet", *segments(folder, name)]
-    return tuple((path.name, path.stat().st_size) for path in paths if path.is_file())
+    return tuple((path.name, path.stat().st_size) for path in paths if is_there(path))
 
 
 def read_summary(folder: Path, name: str, columns: Sequence[str]) -> Any | None:
@@ -134,7 +134,7 @@ def read_summary(folder: Path, name: str, columns: Sequence[str]) -> Any | None:
         RecordingError: the file is not what a recording holds.
     """
     target = folder / f"{name}.summary.parquet"
-    if not target.is_file() or segments(folder, name):
+    if not is_there(target) or segments(folder, name):
         return None
     return _or_refused(target, lambda: _read_summary(target, name, columns))
 
@@ -158,20 +158,36 @@ def _or_refused(path: Path, read: Callable[[], T]) -> T:
         ) from error
 
 
+def is_there(path: Path) -> bool:
+    """Return whether a recording holds this file.
+
+    Raises:
+        RecordingError: what is there is no file of its own: a link that leads out of the folder, a pipe, a folder.
+    """
+    if not path.is_symlink() and not path.exists():
+        return False
+    if not path.is_file() or path.resolve().parent != path.parent.resolve():
+        raise RecordingError(
+            f"Expected a file of the recording at {str(path)!r}, got a link out of its folder, or no file at all. Rheoscope "
+            "writes neither; delete it to read the rest."
+        )
+    return True
+
+
 def segments(folder: Path, name: str) -> list[Path]:
     """Return the streams of table ``name`` that its Parquet file does not hold yet, in order."""
     spent = set(held(folder / f"{name}.parquet"))
-    return sorted(path for path in folder.glob(f"{name}.[0-9]*.arrow") if path.name not in spent)
+    return sorted(path for path in folder.glob(f"{name}.[0-9]*.arrow") if path.name not in spent and is_there(path))
 
 
 def held(target: Path) -> list[str]:
     """Return the names of the streams that a Parquet file was made of."""
-    if not target.is_file():
+    if not is_there(target):
         return []
     try:
         metadata = pq.read_schema(target).metadata or {}
         return [str(name) for name in json.loads(metadata.get(SEGMENTS_KEY, b"[]"))]
-    except (pa.ArrowException, ValueError, TypeError):
+    except (pa.ArrowException, ValueError, TypeError, OSError):
         return []
 
 

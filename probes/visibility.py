@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Branch, Point
-from .batches import Batch, arguments, tensors
+from .batches import Batch, arguments, call, tensors
+from .hooked import Hooked
 from .interventions import seen_after
 
 TOLERANCE = 1e-5  # of the change at the changed position itself; float32 kernels that work in tiles may differ by 1e-7
@@ -19,8 +21,8 @@ def visibility(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 
     """Return rows of the identities table: ``causality`` of every branch of a batch of token ids.
 
     The state before a branch is changed at its last position alone; ``observed`` is by how much the sum behind the branch
-    changes at earlier positions, relative to its own last one: 0 where a position sees no later one. Two forwards up to the
-    add each. Call it inside ``untouched(model, training=False)``.
+    changes at earlier positions, relative to its own last one: 0 where a position sees no later one. A
+    forward, and one up to each add. Call it inside ``untouched(model, training=False)``.
 
     Args:
         model: the model.
@@ -30,18 +32,43 @@ def visibility(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 
     """
     lengths = {t.shape for _, t in tensors(arguments(batch)) if t.dtype in (torch.int32, torch.int64) and t.dim() == 2}
     generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for index, branch in enumerate(anatomy.branches):
-        before, added = anatomy.before(index), branch.added
-        if before is not None and added is not None and before != added:
-            leak = _leak(model, batch, before, added, lengths, generator)
-            if leak is not None:
-                rows.append(_row(branch, leak))
-    return rows
+    pairs = [
+        (branch, before, branch.added)
+        for index, branch in enumerate(anatomy.branches)
+        if (before := anatomy.before(index)) is not None and branch.added is not None and before != branch.added
+    ]
+    still = _still(model, batch, {added for _, _, added in pairs}) if pairs and lengths else {}
+    leaks = [
+        (branch, _leak(model, batch, (before, added), still[added], lengths, generator))
+        for branch, before, added in pairs
+        if added in still
+    ]
+    return [_row(branch, leak) for branch, leak in leaks if leak is not None]
+
+
+def _still(model: nn.Module, batch: Batch, points: set[Point]) -> dict[Point, Tensor]:
+    """Return the sums of a forward in which nothing is changed."""
+    seen: dict[Point, Tensor] = {}
+
+    def see(point: Point, tensor: Tensor) -> None:
+        seen[point] = tensor.detach().clone()
+
+    hooks = Hooked(model, points, lambda point: partial(see, point))
+    try:
+        with torch.no_grad():
+            call(model, batch)
+    finally:
+        hooks.remove()
+    return seen
 
 
 def _leak(
-    model: nn.Module, batch: Batch, before: Point, added: Point, lengths: set[Any], generator: torch.Generator
+    model: nn.Module,
+    batch: Batch,
+    ends: tuple[Point, Point],
+    still: Tensor,
+    lengths: set[Any],
+    generator: torch.Generator,
 ) -> float | None:
     """Return the largest change at earlier positions over that at the last; None where positions are not told."""
     is_told: list[bool] = []
@@ -56,9 +83,8 @@ def _leak(
         moved[:, -1] += STEP * noise * moved[:, -1].square().mean().sqrt()
         return moved.view(tensor.shape)
 
-    still = seen_after(model, batch, before, torch.clone, added)
-    moved = seen_after(model, batch, before, last_moved, added)
-    if still is None or moved is None or not all(is_told) or not is_told:
+    moved = seen_after(model, batch, ends[0], last_moved, ends[1])
+    if moved is None or not all(is_told) or not is_told:
         return None
     shape = _shape(still, lengths)
     if shape is None or moved.shape != still.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -16,7 +16,7 @@ from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.anatomy import Anatomy
-from rheoscope.probes.errors import ReportError
+from rheoscope.probes.errors import RecordingError, ReportError
 from rheoscope.probes.recording import Recording
 
 from . import words
@@ -95,7 +95,7 @@ def _run(recording: Recording, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "title": label,
         "sections": [
-            Section(key, title, intro, [_named(chart(tables)) for chart in charts])
+            Section(key, title, intro, [_drawn(chart, tables) for chart in charts])
             for key, title, intro, charts in RUN_SECTIONS
         ],
         "verdict": diagnosis.verdict,
@@ -116,7 +116,7 @@ def _run(recording: Recording, diagnosis: Diagnosis) -> dict[str, Any]:
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     compared = Compared(comparison)
     sections = [
-        Section(key, title, intro, [_named(chart(compared)) for chart in charts])
+        Section(key, title, intro, [_drawn(chart, compared) for chart in charts])
         for key, title, intro, charts in COMPARISON_SECTIONS
     ]
     verdicts = comparison.diagnoses
@@ -141,8 +141,19 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _named(chart: Chart) -> Chart:
-    """Return the chart with a title of printable text: branches and variants are named by others."""
+def _drawn(figure: Callable[[Any], Chart], subject: Any) -> Chart:
+    """Return the chart with a title of printable text: branches and variants are named by others.
+
+    One that cannot be drawn says so: a recording with tables that contradict each other still gets its other charts.
+    """
+    try:
+        chart = figure(subject)
+    except RecordingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the rest of the page is worth having
+        name = figure.__name__.replace("_", " ")
+        why = f"This could not be drawn from what is recorded ({type(error).__name__}: {str(error)[:200]})."
+        return Chart(name.replace(" ", "-"), name.capitalize(), "", absent=plain(why, 400))
     return replace(chart, title=plain(chart.title, 400))
 
 

@@ -27,6 +27,8 @@ def gradient_by_depth(tables: Tables) -> Chart:
         return Chart(key, "Gradient by depth", reading, absent=_NO_BACKWARD)
     blocks = block_states(frame)
     last = blocks[blocks["step"] == blocks["step"].max()].sort_values(["stack", "depth"])
+    if not len(last):
+        return Chart(key, "Gradient by depth", reading, absent="No state behind a block shows its gradient.")
     first, final = float(last["rms"].iloc[0]), float(last["rms"].iloc[-1])
     ratio = first / final if final > 0 else None
     title = f"Gradient RMS after the first block is {number(ratio)} times that after the last"

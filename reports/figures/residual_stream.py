@@ -25,6 +25,13 @@ def state_by_depth(tables: Tables) -> Chart:
         return Chart(key, "Residual stream by depth", reading, absent=_NOTHING)
     blocks = block_states(frame)
     last = blocks[blocks["step"] == blocks["step"].max()].sort_values(["stack", "depth"])
+    if not len(last):
+        return Chart(
+            key,
+            "Residual stream by depth",
+            reading,
+            absent="No step was sampled, so no state behind a block was recorded.",
+        )
     first, final = float(last["rms"].iloc[0]), float(last["rms"].iloc[-1])
     title = f"The stream's RMS goes from {number(first)} after the first block to {number(final)} after the last"
     return Chart(key, title, reading, lines_over_depth(frame, "rms", "state RMS"), table=frame)

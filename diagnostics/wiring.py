@@ -1,0 +1,243 @@
+"""Diagnose wrong wiring by exact identities: what holds to rounding in every sound model, whatever its weights.
+
+One block that breaks an identity is an error. All of them breaking it alike is the design, or a fault of the class they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from typing import Any
+
+import pandas as pd
+from rheoscope.probes.anatomy import Branch
+
+from .finding import Evidence, Finding, Severity
+from .frames import groups, records
+from .tables import Tables
+from .thresholds import LEAST_SIBLINGS, SCALE_ALIKE, SCALE_APART
+
+_CONSERVED = "first-order change of the sum, times its gradient, is the gradient that arrives below"
+_CHECKED = "Checked by moving the state before the branch and looking at the sum behind it."
+
+
+def gradient_conservation(tables: Tables) -> list[Finding]:
+    """Report branches whose backward is not that of their forward: detached, scaled, turned around."""
+    rows = tables.identities
+    rows = rows[(rows["check"] == "gradient_conservation") & rows["observed"].notna()]
+    found = []
+    for kind, group in _classes(rows):
+        ill = group[(group["observed"] - 1).abs() > group["tolerance"]]
+        if len(ill) == len(group) and len(group) >= LEAST_SIBLINGS:
+            found.append(_class_wide(tables, kind, float(ill["observed"].median()), records(ill)[0]))
+        else:
+            found += [_not_conserved(row) for row in records(ill)]
+    return found
+
+
+def _classes(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the rows of each kind of branch of each stack: blocks that ought to behave alike."""
+    for (_, kind), group in rows.groupby(["stack", "branch"], sort=False):
+        yield str(kind), group
+
+
+def _not_conserved(row: dict[str, Any]) -> Finding:
+    ratio, block, kind = float(row["observed"]), int(row["block"]), str(row["branch"])
+    return _finding(
+        code="gradient-detached" if abs(ratio) < row["tolerance"] else "gradient-scaled",
+        severity="error",
+        place=(block, kind),
+        sentence=f"The backward of the {kind} branch of block {block} is not that of its forward: {_amount(ratio)}. {_CHECKED}",
+        evidence=Evidence("gradient through the branch / gradient demanded", ratio, 1.0, _CONSERVED, row["tolerance"]),
+        remedy="Look for a detach, a no_grad, a hook that changes gradients, or a hand-written backward in this branch.",
+    )
+
+
+def _class_wide(tables: Tables, kind: str, ratio: float, row: dict[str, Any]) -> Finding:
+    name = tables.stack_name(int(row["stack"]))
+    return _finding(
+        code="gradient-detached" if abs(ratio) < row["tolerance"] else "gradient-scaled",
+        severity="warning",
+        place=(None, kind),
+        sentence=f"The backward of every {kind} branch{name} is not that of its forward: {_amount(ratio)} at the median block. "
+        "No sound design is known that does so, but for straight-through estimators.",
+        evidence=Evidence("gradient through the branch / gradient demanded", ratio, 1.0, _CONSERVED, row["tolerance"]),
+        remedy="Look for a detach, a no_grad or a hand-written backward in the class that these blocks share.",
+    )
+
+
+def _amount(ratio: float) -> str:
+    if abs(ratio) < 1e-3:
+        return "none of the gradient arrives"
+    return f"{ratio:.3g} of the gradient arrives" + (", turned around" if ratio < 0 else "")
+
+
+def causality(tables: Tables) -> list[Finding]:
+    """Report branches in which a position sees later ones while those of the other blocks let it see none."""
+    rows = tables.identities
+    rows = rows[(rows["check"] == "causality") & rows["observed"].notna()]
+    found = []
+    for kind, group in _classes(rows):
+        ill = group[group["observed"] > group["tolerance"]]
+        if len(ill) * 2 >= len(group):
+            continue  # who sees everything in most blocks does so by design
+        for row in records(ill):
+            block = int(row["block"])
+            found.append(
+                _finding(
+                    code="mask-leak",
+                    severity="error",
+                    place=(block, kind),
+                    sentence=f"In the {kind} branch of block {block} earlier positions see later ones: when the last alone "
+                    f"changes, they move by {row['observed']:.2g} of it. In {len(group) - len(ill)} of the {len(group)} "
+                    f"{kind} branches they do not move at all.",
+                    evidence=Evidence(
+                        "change at earlier positions / at the last",
+                        float(row["observed"]),
+                        0.0,
+                        "the other blocks are causal",
+                        row["tolerance"],
+                    ),
+                    remedy="Look at the mask of this block, and at anything in it that mixes positions.",
+                )
+            )
+    return found
+
+
+def loss_scale(tables: Tables) -> list[Finding]:
+    """Report a loss whose gradient at the logits is not that of a mean, or a sum, of cross-entropies."""
+    rows = tables.identities
+    rows = rows[(rows["check"] == "loss_scale") & rows["observed"].notna()]
+    ill = rows[(rows["observed"] - rows["expected"]).abs() > rows["tolerance"] * rows["expected"]]
+    return [
+        _finding(
+            code="loss-scale",
+            severity="error" if row["observed"] < 0 else "warning",
+            place=(None, "loss"),
+            sentence="The loss pushes the right answers down: its gradient at the logits has the wrong sign."
+            if row["observed"] < 0
+            else f"The loss is scaled: its gradient at the logits is {row['observed']:.3g} times that of a mean cross-entropy.",
+            evidence=Evidence(
+                "gradient of the logits / (softmax - one hot), summed over tokens",
+                float(row["observed"]),
+                1.0,
+                "dL/dlogits = (softmax - one hot) / n for a mean over n tokens",
+                row["tolerance"],
+            ),
+            remedy="Look for a factor on the loss: a scaler whose scale is not divided out again, accumulation counted twice.",
+            reference="Gradient of the softmax cross-entropy.",
+        )
+        for row in records(ill)
+    ]
+
+
+def skip_scale(tables: Tables) -> list[Finding]:
+    """Report an add that weighs the skip, or its branch, otherwise than the same add of the other blocks does."""
+    measured = _write_factors(tables)
+    found = []
+    for stack in tables.anatomy.stacks:
+        for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+            mine = [branch for branch in stack.branches if branch.kind == kind]
+            skips = [None if branch.is_gated_skip else branch.scale for branch in mine]
+            found += _apart(mine, skips, "skip-scale", lambda b: f"the skip of the {b.kind} branch of block {b.block}")
+            writes = [measured.get((stack.index, branch.depth), _factor(branch)) for branch in mine]
+            found += _apart(
+                mine, writes, "write-scale", lambda b: f"the output of the {b.kind} branch of block {b.block}"
+            )
+    return found
+
+
+def _write_factors(tables: Tables) -> dict[tuple[int, int], float]:
+    """Return what is written over what the last projection gave, by stack and depth, where no norm stands between."""
+    rows = tables.activations
+    rows = rows[(rows["direction"] == "forward") & rows["site"].isin(["branch_output", "write"])]
+    normed = {(b.stack, b.depth) for b in tables.anatomy.branches if b.output_norms or b.write_dropout}
+    found = {}
+    for (stack, depth), group in groups(rows[rows["step"] == rows["step"].min()], "stack", "depth"):
+        sizes = {row["site"]: (float(row["rms"]), float(row["mean"])) for row in records(group)}
+        if (stack, depth) not in normed and len(sizes) == 2 and sizes["branch_output"][0] > 0:
+            (given, given_mean), (written, written_mean) = sizes["branch_output"], sizes["write"]
+            found[stack, depth] = written / given * (-1 if given_mean * written_mean < 0 else 1)
+    return found
+
+
+def _factor(branch: Branch) -> float | None:
+    """Return the constant by which a branch's output is multiplied before the add; None where it is not one number."""
+    factors = set(branch.factors)
+    return factors.pop() if len(factors) == 1 else None
+
+
+def odd_block(tables: Tables) -> list[Finding]:
+    """Report a block that adds to the stream more or less often than the others."""
+    found = []
+    for stack in tables.anatomy.stacks:
+        counts = [sum(branch.block == block for branch in stack.branches) for block in range(stack.n_blocks)]
+        usual = max(set(counts), key=counts.count) if counts else 0
+        odd = [block for block, count in enumerate(counts) if count != usual]
+        if len(odd) == 1 and len(counts) > LEAST_SIBLINGS:
+            block, n = odd[0], counts[odd[0]]
+            found.append(
+                _finding(
+                    code="odd-block",
+                    severity="warning",
+                    place=(block, "block"),
+                    sentence=f"Block {block}{tables.stack_name(stack.index)} adds to the stream {n} "
+                    f"time{'s' if n != 1 else ''}; each of the {len(counts) - 1} others does {usual}.",
+                    evidence=Evidence("adds in the block", float(n), float(usual), "the other blocks", 0.0),
+                    remedy="Look at what this block adds: a branch that is missing, or the stream added to itself.",
+                    reference="Blocks of one stack share a class.",
+                )
+            )
+    return found
+
+
+def _apart(
+    branches: Sequence[Branch], values: Sequence[float | None], code: str, words: Callable[[Branch], str]
+) -> list[Finding]:
+    known = [value for value in values if value is not None]
+    if len(known) <= LEAST_SIBLINGS:
+        return []
+    middle = median(known)
+    alike = [value for value in known if abs(value - middle) <= SCALE_ALIKE * abs(middle)]
+    if len(alike) * 4 < len(known) * 3:
+        return []  # each block has its own: learned, or a schedule over depth
+    return [
+        _finding(
+            code=code,
+            severity="error",
+            place=(branch.block, branch.kind),
+            sentence=f"On its way to the add {words(branch)} is multiplied by {value:.4g}; {len(alike)} of the {len(known)} "
+            f"siblings are by {middle:.4g}.",
+            evidence=Evidence("factor", value, middle, "the same add of the other blocks", SCALE_APART),
+            remedy="Look at this block's add: a term that is scaled, missing or added twice.",
+            module_path=branch.module_path,
+        )
+        for branch, value in zip(branches, values, strict=True)
+        if value is not None and abs(value - middle) > SCALE_APART * abs(middle)
+    ]
+
+
+def _finding(
+    *,
+    code: str,
+    severity: Severity,
+    place: tuple[int | None, str],
+    sentence: str,
+    evidence: Evidence,
+    remedy: str,
+    module_path: str = "",
+    reference: str = "An identity: it holds to rounding in every sound model.",
+) -> Finding:
+    return Finding(
+        code=code,
+        severity=severity,
+        confidence=1.0,
+        block=place[0],
+        component=place[1],
+        module_path=module_path,
+        step=0,
+        sentence=sentence,
+        evidence=evidence,
+        remedy=remedy,
+        reference=reference,
+    )
