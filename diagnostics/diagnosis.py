@@ -16,6 +16,8 @@ from .biases import bias_share
 from .finding import SEVERITIES, Finding
 from .nonfinite import first_nonfinite
 from .residual import range_of_fp16, residual_growth
+from .signals import attention_logits, hidden_units, rank_collapse, write_size
+from .structure import frozen_block, norm_epsilon, odd_branches, odd_parameters
 from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
 from .updates import untrained, update_ratio
@@ -29,6 +31,14 @@ RULES: tuple[Rule, ...] = (
     skip_scale,
     odd_block,
     loss_scale,
+    odd_branches,
+    odd_parameters,
+    norm_epsilon,
+    frozen_block,
+    hidden_units,
+    attention_logits,
+    write_size,
+    rank_collapse,
     gradient_slope,
     skip_path,
     residual_growth,
@@ -118,7 +128,9 @@ def diagnose(recording: Recording) -> Diagnosis:
             failed.append(
                 f"Not judged by the rule {words}: it failed on this recording ({type(error).__name__}: {error!s:.200})."
             )
-    ranked = sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.step, f.block is None, f.block or 0))
+    ranked = sorted(
+        found, key=lambda f: (-SEVERITIES.index(f.severity), f.step, -f.confidence, f.block is None, f.block or 0)
+    )
     return Diagnosis(tuple(ranked), (*failed, *_not_judged(tables)))
 
 

@@ -46,3 +46,30 @@ LEAST_BLOCKS = 4  # below this a slope has no degrees of freedom to speak of
 # one class share it exactly, and a fault of one per cent is to be found.
 SCALE_ALIKE = 1e-3
 SCALE_APART = 5e-3
+
+# A block stands apart from its siblings outside their range by that range again, this many times (in logarithms), and by a ratio
+# of its own kind. At init the RMS of sibling weights differs by at most 4 % (ten architectures); gains are 1 and biases 0
+# exactly. Siblings that vary by more than SIBLINGS_ALIKE are trained or noisy: nothing below SIBLINGS_VARY is told of them.
+# Simulated false alarms: at most 1 in 100 of 6 to 24 log-normal siblings of spreads .01 to .5, 1 in 30 of 4 or 5.
+SIBLING_SPANS = 2.0
+SIBLINGS_ALIKE = 1.15
+SIBLINGS_SAME = 1.05  # of at most five: they can be alike by chance
+SIBLINGS_VARY = 2.0
+WEIGHT_APART = 1.15
+GAIN_APART = 1.1
+BIAS_APART = 3.0
+# Statistics of activations vary between healthy siblings far more than weights do.
+HIDDEN_APART = 2.0
+LOGITS_APART = 1.5
+LOGITS_APART_AT_ENDS = 4.0
+WRITE_APART = 3.0
+# A norm gives sqrt(var / (var + eps)) of its gain: a twentieth less than its siblings, and at least a tenth less in all.
+EPSILON_SHRINKS = 1.05
+EPSILON_MATTERS = 0.9
+# What the siblings give of their gains where these are stored as they are used; those stored less 1 (Gemma) tell nothing.
+EPSILON_USUAL = (0.7, 1.1)
+# Share of hidden values that are exactly 0: half at init under ReLU, about 0.9 in sparse trained networks.
+DEAD_SHARE = 0.9
+DEAD_APART = 0.3
+# The tokens' mean cosine rises by less than 0.1 a branch at init, by up to 0.3 in the first one of a post-norm stack.
+COSINE_JUMP = 0.4

@@ -176,6 +176,8 @@ def odd_block(tables: Tables) -> list[Finding]:
         odd = [block for block, count in enumerate(counts) if count != usual]
         if len(odd) == 1 and len(counts) > LEAST_SIBLINGS:
             block, n = odd[0], counts[odd[0]]
+            if n < usual and block in (0, stack.n_blocks - 1):
+                continue  # a stack may begin or end with half a block
             found.append(
                 _finding(
                     code="odd-block",

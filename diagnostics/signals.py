@@ -1,0 +1,170 @@
+"""Diagnose one block whose activations stand apart from its siblings': hidden units, attention logits, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from .finding import Evidence, Finding
+from .frames import groups, records
+from .siblings import Apart, apart
+from .tables import Tables
+from .thresholds import (
+    COSINE_JUMP,
+    DEAD_APART,
+    DEAD_SHARE,
+    HIDDEN_APART,
+    LEAST_SIBLINGS,
+    LOGITS_APART,
+    LOGITS_APART_AT_ENDS,
+    WRITE_APART,
+)
+
+
+def hidden_units(tables: Tables) -> list[Finding]:
+    """Report an MLP whose hidden units are dead, or far larger or smaller than those of the other blocks."""
+    rows = tables.hidden_layers()
+    if not len(rows):
+        return []
+    rows = rows[rows["step"] == rows["step"].max()]
+    found = []
+    for group in _alike(rows):
+        middle = float(group["zero_share"].median())
+        for row in records(group):
+            if (
+                row["zero_share"] > DEAD_SHARE
+                and row["zero_share"] > middle + DEAD_APART
+                and len(group) > LEAST_SIBLINGS
+            ):
+                found.append(
+                    _finding(
+                        row,
+                        "dead-units",
+                        f"{row['zero_share']:.0%} of the hidden units' values in the {_where(row)} are exactly 0; in its "
+                        f"siblings {middle:.0%} are.",
+                        Evidence(
+                            "share of hidden values that are 0", float(row["zero_share"]), middle, "the other blocks"
+                        ),
+                        "Look at this MLP's input bias, and at a learning rate that pushed its units below 0.",
+                    )
+                )
+        found += [
+            _finding(
+                records(group)[odd.index],
+                "hidden-scale",
+                f"The hidden layer of the {_where(records(group)[odd.index])} has an RMS of {odd.value:.3g}: {odd.words}.",
+                _evidence("hidden RMS", odd, HIDDEN_APART),
+                "Look at this MLP's first projection and its bias.",
+            )
+            for odd in apart(group["rms"].tolist(), HIDDEN_APART)
+        ]
+    return found
+
+
+def attention_logits(tables: Tables) -> list[Finding]:
+    """Report an attention whose logits spread far more, or less, than those of the other blocks."""
+    rows = tables.attention()
+    if not len(rows):
+        return []
+    rows = rows[rows["step"] == rows["step"].max()]
+    joined = rows.groupby(["step", "stack", "depth", "block", "branch"], as_index=False, sort=True)["logit_std"].mean()
+    return [
+        _finding(
+            records(group)[odd.index],
+            "attention-logits",
+            f"The attention logits of the {_where(records(group)[odd.index])} have a standard deviation of {odd.value:.3g}: "
+            f"{odd.words}.",
+            _evidence("std of attention logits", odd, LOGITS_APART),
+            "Look at the scale of this block's logits (1 / sqrt(head size)) and at its query and key weights.",
+        )
+        for group in _alike(joined)
+        for odd in apart(group["logit_std"].tolist(), LOGITS_APART)
+        # Both ends of a healthy stack differ: the first attention reads bare embeddings, the last serves the head.
+        if odd.index not in (0, len(group) - 1) or odd.value > LOGITS_APART_AT_ENDS * odd.high
+    ]
+
+
+def write_size(tables: Tables) -> list[Finding]:
+    """Report a branch that writes far more, or less, beside its state than the same branch of the other blocks."""
+    writes = tables.sites("write")
+    if not len(writes):
+        return []
+    writes = writes[writes["step"] == writes["step"].max()]
+    state = tables.state_rms().set_index(["step", "stack", "depth"])["rms"]
+    keys = pd.MultiIndex.from_arrays([writes["step"], writes["stack"], writes["depth"] - 1])
+    shares = writes.assign(share=writes["rms"].to_numpy() / state.reindex(keys).to_numpy())
+    # The first block reads the embedding, whose size is a choice of its own.
+    shares = shares[shares["block"] > 0]
+    return [
+        _finding(
+            records(group)[odd.index],
+            "write-size",
+            f"The {_where(records(group)[odd.index])} writes {odd.value:.3g} of its state's RMS: {odd.words}.",
+            _evidence("write RMS / state RMS", odd, WRITE_APART),
+            "Look at what this branch multiplies with: its last projection, its norm, a scale.",
+        )
+        for group in _alike(shares)
+        for odd in apart(group["share"].tolist(), WRITE_APART)
+    ]
+
+
+def rank_collapse(tables: Tables) -> list[Finding]:
+    """Report a block behind which the tokens are suddenly alike."""
+    rows = tables.tokens()
+    rows = rows[rows["step"] == rows["step"].max()] if len(rows) else rows
+    found = []
+    for _, group in groups(rows.sort_values(["stack", "depth"]), "stack"):
+        jumps = group.assign(jump=group["cosine"].diff()).dropna(subset=["jump"])
+        for row in records(jumps):
+            others = jumps.loc[jumps["depth"] != row["depth"], "jump"]
+            usual = float(others.max()) if len(others) > LEAST_SIBLINGS else float("inf")
+            # In the first block attention meets bare embeddings: what it adds there says nothing of the others.
+            if row["jump"] > COSINE_JUMP and row["jump"] > 2 * usual and row["block"] > 0:
+                found.append(
+                    _finding(
+                        row,
+                        "rank-collapse",
+                        f"Behind the {_where(row)} the tokens' mean cosine is {row['cosine']:.2g}, {row['jump']:.2g} more than "
+                        f"before it; no other branch adds more than {usual:.2g}.",
+                        Evidence(
+                            "rise of the tokens' mean cosine",
+                            float(row["jump"]),
+                            usual,
+                            "the other branches",
+                            COSINE_JUMP,
+                        ),
+                        "Look for something in this branch that writes the same to every token: a mean, a bias, a lost mask.",
+                    )
+                )
+    return found
+
+
+def _alike(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield the rows of each kind of branch of each stack, by depth."""
+    for _, group in rows.sort_values("depth").groupby(["stack", "branch"], sort=False):
+        yield group.reset_index(drop=True)
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f"{row['branch']} branch of block {int(row['block'])}"
+
+
+def _evidence(quantity: str, odd: Apart, least: float) -> Evidence:
+    return Evidence(quantity, odd.value, odd.middle, "the same branch of the other blocks", least)
+
+
+def _finding(row: dict[str, Any], code: str, sentence: str, evidence: Evidence, remedy: str) -> Finding:
+    return Finding(
+        code=code,
+        severity="warning",
+        confidence=0.6,
+        block=int(row["block"]),
+        component=str(row["branch"]),
+        module_path="",
+        step=int(row["step"]),
+        sentence=sentence,
+        evidence=evidence,
+        remedy=remedy,
+    )

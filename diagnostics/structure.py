@@ -1,0 +1,192 @@
+"""Diagnose one block that is built or initialised otherwise than its siblings: weights, gains, biases, norms, dropout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rheoscope.probes.anatomy import Branch, Stack
+
+from .finding import Evidence, Finding
+from .frames import records
+from .siblings import Apart, apart
+from .tables import Tables
+from .thresholds import (
+    BIAS_APART,
+    EPSILON_MATTERS,
+    EPSILON_SHRINKS,
+    EPSILON_USUAL,
+    GAIN_APART,
+    LEAST_SIBLINGS,
+    WEIGHT_APART,
+)
+
+_WORDS = {"weight": "The weight", "gain": "The norm gain", "bias": "The bias", "norm_bias": "The norm bias"}
+_LEAST = {"weight": WEIGHT_APART, "gain": GAIN_APART, "bias": BIAS_APART, "norm_bias": BIAS_APART}
+_REMEDIES = {
+    "weight": "Look at the init of this parameter, and at what was loaded into it.",
+    "gain": "Look at this norm's init, and at whether weight decay or a learning rate of its own moves it.",
+    "bias": "Look at this bias's init, its learning rate, and whether weight decay spares it.",
+    "norm_bias": "Look at this bias's init, its learning rate, and whether weight decay spares it.",
+}
+
+
+def odd_parameters(tables: Tables) -> list[Finding]:
+    """Report a parameter whose size stands apart from that of the same parameter in the other blocks."""
+    rows = tables.parameters
+    rows = rows[(rows["block"] >= 0) & rows["role"].isin(list(_WORDS)) & rows["weight_rms"].notna()]
+    found = []
+    for step, role, group in _classes(rows):
+        # The RMS of n numbers varies by 1 / sqrt(2 n) from one draw to the next.
+        least = max(_LEAST[role], 1 + 6 / (2 * float(group["n"].min())) ** 0.5)
+        found += [
+            _parameter(step, role, group.iloc[odd.index], odd) for odd in apart(group["weight_rms"].tolist(), least)
+        ]
+    return found
+
+
+def _classes(rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
+    """Yield the same parameter of all blocks of a stack, at the last step."""
+    last = rows[rows["step"] == rows["step"].max()]
+    pattern = last["name"].astype(str).map(lambda name: re.sub(r"(?<![^.])\d+(?![^.])", "*", name))
+    for (_, role, _), group in last.assign(pattern=pattern).groupby(["stack", "role", "pattern"], sort=False):
+        yield int(group["step"].iloc[0]), str(role), group.reset_index(drop=True)
+
+
+def _parameter(step: int, role: str, row: Any, odd: Apart) -> Finding:
+    return Finding(
+        code=f"{role.replace('_', '-')}-scale",
+        severity="warning",
+        confidence=0.9,
+        block=int(row["block"]),
+        component=str(row["branch"]),
+        module_path=str(row["name"]),
+        step=step,
+        sentence=f"{_WORDS[role]} {row['name']} has an RMS of {odd.value:.3g}: {odd.words}.",
+        evidence=Evidence(
+            "parameter RMS", odd.value, odd.middle, "the same parameter of the other blocks", _LEAST[role]
+        ),
+        remedy=_REMEDIES[role],
+        reference="Blocks of one stack share a class and an init.",
+    )
+
+
+def odd_branches(tables: Tables) -> list[Finding]:
+    """Report a branch whose norms or dropout differ from those of the same branch in all other blocks."""
+    found = []
+    traits: tuple[tuple[str, str, Callable[[Branch], object]], ...] = (
+        ("norm-placement-odd", "norm placement", lambda branch: branch.placement),
+        ("norm-kind-odd", "kind of norm", lambda branch: branch.norm_kind),
+        ("dropout-odd", "dropout before the add", lambda branch: branch.write_dropout),
+    )
+    for stack in tables.anatomy.stacks:
+        for code, words, trait in traits:
+            for branch, value, usual, n in _odd(stack, trait):
+                found.append(
+                    Finding(
+                        code=code,
+                        severity="warning",
+                        confidence=0.9,
+                        block=branch.block,
+                        component=branch.kind,
+                        module_path=branch.module_path,
+                        step=0,
+                        sentence=f"The {words} of the {branch.kind} branch of block {branch.block} is {value}; of its {n} "
+                        f"siblings it is {usual}.",
+                        evidence=Evidence(f"{words} of the branch", 1.0, 0.0, f"{n} siblings share one"),
+                        remedy="Look at how this block is built.",
+                        reference="Blocks of one stack share a class.",
+                    )
+                )
+    return found
+
+
+def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Branch, object, object, int]]:
+    """Yield the one branch of its kind that differs from all the others, which are alike."""
+    for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+        mine = [branch for branch in stack.branches if branch.kind == kind]
+        values = [trait(branch) for branch in mine]
+        usual = max(set(values), key=values.count)
+        odd = [branch for branch, value in zip(mine, values, strict=True) if value != usual]
+        # Where the embedding ends in a norm, the first branch may do without its own.
+        is_first = bool(odd) and odd[0].depth == 1
+        if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and "unknown" not in (usual, trait(odd[0])):
+            yield odd[0], trait(odd[0]), usual, len(mine) - 1
+
+
+def norm_epsilon(tables: Tables) -> list[Finding]:
+    """Report a norm that gives less than its gain because its epsilon is large beside what it reads."""
+    norms = tables.norms
+    norms = norms[(norms["role"] == "input") & (norms["gain_rms"] > 0)]
+    if not len(norms):
+        return []
+    step = int(norms["step"].min())
+    given = tables.sites("branch_input").set_index(["step", "stack", "depth"])["rms"]
+    rows = norms[norms["step"] == step]
+    keys = pd.MultiIndex.from_frame(rows[["step", "stack", "depth"]])
+    rows = rows.assign(
+        shrink=given.groupby(level=[0, 1, 2]).first().reindex(keys).to_numpy() / rows["gain_rms"].to_numpy()
+    )
+    found = []
+    for (_, _), group in rows.groupby(["stack", "branch"], sort=False):
+        group = group.reset_index(drop=True)
+        for odd in apart(group["shrink"].tolist(), EPSILON_SHRINKS):
+            row = records(group)[odd.index]
+            if odd.value < EPSILON_MATTERS * odd.middle and EPSILON_USUAL[0] < odd.middle < EPSILON_USUAL[1]:
+                found.append(_epsilon(step, row, odd))
+    return found
+
+
+def _epsilon(step: int, row: dict[str, Any], odd: Apart) -> Finding:
+    size = float(row["input_rms"])
+    own = "" if not np.isfinite(size) else f", which reads an RMS of {size:.3g}"
+    return Finding(
+        code="norm-epsilon",
+        severity="warning",
+        confidence=0.9,
+        block=int(row["block"]),
+        component=str(row["branch"]),
+        module_path=str(row["module_path"]),
+        step=step,
+        sentence=f"The norm before the {row['branch']} branch of block {int(row['block'])}{own}, gives {odd.value:.3g} of what "
+        f"its gain says; its siblings give {odd.middle:.3g}: its epsilon is large beside its input.",
+        evidence=Evidence(
+            "output RMS of the norm / gain RMS", odd.value, odd.middle, "the same norm of the other blocks"
+        ),
+        remedy="Look at this norm's epsilon; 1e-5 or 1e-6 is usual.",
+        reference="sqrt(var / (var + eps)): the share that a norm gives.",
+    )
+
+
+def frozen_block(tables: Tables) -> list[Finding]:
+    """Report a block none of whose parameters ever received a gradient while those of the other blocks did."""
+    rows = tables.parameters
+    rows = rows[rows["block"] >= 0]
+    found = []
+    for stack, group in rows.groupby("stack", sort=False):
+        reached = group.assign(reached=group["gradient_state"] != "none").groupby("block")["reached"].any()
+        frozen = [int(block) for block in reached.index[~reached.to_numpy(bool)]]
+        # The first blocks of a fine-tuned model are often frozen on purpose.
+        if not frozen or frozen == list(range(len(frozen))) or len(frozen) * 4 > len(reached):
+            continue
+        for block in frozen:
+            n = int((group["block"] == block).sum())
+            found.append(
+                Finding(
+                    code="frozen-block",
+                    severity="warning",
+                    confidence=0.9,
+                    block=block,
+                    component="parameters",
+                    module_path="",
+                    step=int(group["step"].min()),
+                    sentence=f"No parameter of block {block}{tables.stack_name(int(str(stack)))} ever received a gradient; those "
+                    f"of the {len(reached) - len(frozen)} other blocks did.",
+                    evidence=Evidence("parameters of the block with a gradient", 0.0, float(n), "the other blocks"),
+                    remedy="Look at requires_grad in this block, and for a no_grad or a detach around it.",
+                )
+            )
+    return found
