@@ -1,0 +1,1 @@
+"""Score the verdicts: plant faults in models of many makes, and ask whether they are found, where, and as what."""

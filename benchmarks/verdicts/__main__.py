@@ -1,0 +1,71 @@
+"""``make verdicts``: plant faults, judge, score, and write docs/verdicts.md."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .score import page
+from .subjects import ASIDE, EVERY
+from .trials import Outcome, Planted, Trial, class_wide, doubled, faulty, healthy, run
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="verdicts", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--per-fault", type=int, default=7, help="trials of each class and severity")
+    parser.add_argument("--per-pair", type=int, default=2, help="healthy trials of each subject and look-alike")
+    parser.add_argument("--doubled", type=int, default=60)
+    parser.add_argument("--wide", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", help="name of one fault, or healthy")
+    parser.add_argument("--output", type=Path, default=Path("docs/verdicts.md"))
+    given = parser.parse_args()
+    plans: dict[str, list[Trial]] = {
+        "single": faulty(EVERY, given.seed, given.per_fault),
+        "double": doubled(EVERY, given.seed + 1, given.doubled),
+        "wide": class_wide(EVERY, given.seed + 2, given.wide),
+        "healthy": healthy(EVERY, given.seed + 3, given.per_pair),
+    }
+    if given.only:
+        from .trials import fault_of
+
+        keep = given.only
+        plans["healthy"] = plans["healthy"] if keep == "healthy" else []
+        plans["double"], plans["wide"] = [], []
+        plans["single"] = [t for t in plans["single"] if fault_of(t).name == keep]
+    begun = time.perf_counter()
+    found = {kind: _ran(kind, trials, given.workers) for kind, trials in plans.items()}
+    given.output.write_text(page(found, ASIDE, given.seed, time.perf_counter() - begun), encoding="utf-8")
+    sys.stdout.write(f"{given.output}\n")
+
+
+def _ran(kind: str, trials: list[Trial], workers: int) -> list[Outcome]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    context = multiprocessing.get_context("fork")
+    with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        task = progress.add_task(f"{kind:8}", total=len(trials))
+        outcomes = []
+        for value in pool.map(run, trials, chunksize=4):
+            outcomes.append(_outcome(value))
+            progress.advance(task)
+    return outcomes
+
+
+def _outcome(value: dict[str, Any]) -> Outcome:
+    planted = tuple(Planted(**item) for item in value["trial"].pop("planted"))
+    trial = Trial(**value.pop("trial"), planted=planted)
+    return Outcome(trial, **value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Healthy models that look ill: designs that break a rule of thumb on purpose, and trained networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .faults import Wrapped, _replace
+from .subjects import Subject
+
+Change = Callable[[Subject], bool]
+
+
+class _LayerScale(nn.Module):
+    def __init__(self, inner: nn.Module, value: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.scale = nn.Parameter(torch.full((_width(inner),), value))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.inner(*args, **kwargs)
+        return (output[0] * self.scale, *output[1:]) if isinstance(output, tuple) else output * self.scale
+
+
+def _width(module: nn.Module) -> int:
+    return next(p.shape[-1] for p in module.parameters() if p.dim() == 1 or p.shape[0] == p.shape[-1])
+
+
+def _each(subject: Subject, role: str, make: Callable[[nn.Module], nn.Module]) -> bool:
+    for parts in subject.parts:
+        path = getattr(parts, role)
+        if not path:
+            return False
+        _replace(subject.model, path, make(subject.model.get_submodule(path)))
+    return True
+
+
+def layer_scale(subject: Subject) -> bool:
+    """Scale every branch by a learned vector that starts at 1e-2."""
+    return all([_each(subject, role, lambda m: _LayerScale(m, 1e-2)) for role in ("attention", "mlp")])
+
+
+def rezero(subject: Subject) -> bool:
+    """Start every branch at zero by a learned scale."""
+    return all([_each(subject, role, lambda m: _LayerScale(m, 0.0)) for role in ("attention", "mlp")])
+
+
+def zero_init(subject: Subject) -> bool:
+    """Start the last projection of every branch at zero."""
+    with torch.no_grad():
+        for parts in subject.parts:
+            for path in (parts.attention_out, parts.mlp_out):
+                subject.model.get_submodule(path).weight.zero_()  # type: ignore[union-attr, operator]
+    return True
+
+
+def depth_scaled(subject: Subject) -> bool:
+    """Scale the last projections down with depth."""
+    with torch.no_grad():
+        for index, parts in enumerate(subject.parts):
+            for path in (parts.attention_out, parts.mlp_out):
+                subject.model.get_submodule(path).weight.mul_((2 * (index + 1)) ** -0.5)  # type: ignore[union-attr, operator]
+    return True
+
+
+def branch_alpha(subject: Subject) -> bool:
+    """Scale every branch by one constant."""
+    return all([_each(subject, role, lambda m: Wrapped(m, lambda o, _: 0.3 * o)) for role in ("attention", "mlp")])
+
+
+def soft_logits(subject: Subject) -> bool:
+    """Scale the queries of every block alike, as muP's 1/d does, or T5 without any scale."""
+    if subject.fused_qkv:
+        return False
+    for parts in subject.parts:
+        subject.model.get_submodule(parts.query).register_forward_hook(lambda _, __, output: output * 2.5)
+    return True
+
+
+def large_embedding(subject: Subject) -> bool:
+    """Multiply the embedding by the square root of the width, as Gemma does on the way."""
+    subject.model.get_submodule(subject.embedding).register_forward_hook(lambda _, __, output: output * 8.0)
+    return True
+
+
+def adapters(subject: Subject) -> bool:
+    """Freeze everything but low-rank adapters of the queries."""
+    if subject.fused_qkv:
+        return False
+    for parameter in subject.model.parameters():
+        parameter.requires_grad_(False)
+    return _each(subject, "query", _Adapter)
+
+
+class _Adapter(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner: Any = inner
+        self.a = nn.Parameter(0.02 * torch.randn(4, inner.weight.shape[1]))  # type: ignore[union-attr, index, operator]
+        self.b = nn.Parameter(torch.zeros(inner.weight.shape[0], 4))  # type: ignore[union-attr, index, operator]
+
+    @property
+    def weight(self) -> Tensor:
+        found: Tensor = self.inner.weight
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + x @ self.a.T @ self.b.T  # type: ignore[no-any-return]
+
+
+def frozen_first(subject: Subject) -> bool:
+    """Freeze the embedding and the first half, as in fine-tuning."""
+    for parts in subject.parts[: len(subject.parts) // 2]:
+        for parameter in subject.model.get_submodule(parts.block).parameters():
+            parameter.requires_grad_(False)
+    return True
+
+
+def trained(steps: int, rate: float = 1e-3) -> Change:
+    """Return what trains a subject for some steps on a repeating pattern."""
+
+    def change(subject: Subject) -> bool:
+        train(subject, steps, rate)
+        return True
+
+    change.__name__ = f"trained_{steps}"
+    return change
+
+
+def train(subject: Subject, steps: int, rate: float = 1e-3) -> None:
+    """Train on sequences that repeat themselves: something a small model learns in tens of steps."""
+    optimizer = torch.optim.AdamW([p for p in subject.model.parameters() if p.requires_grad], lr=rate)
+    name, ids = next(iter(subject.batch.items()))
+    for _ in range(steps):
+        half = torch.randint(0, 128, (8, ids.shape[1] // 2))
+        batch = {name: torch.cat([half, half], 1)}
+        loss = subject.loss(subject.model(**batch), batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    half = torch.randint(0, 128, (ids.shape[0], ids.shape[1] // 2))
+    subject.batch = {name: torch.cat([half, half], 1)}
+    optimizer.zero_grad()
+
+
+def as_it_is(_: Subject) -> bool:
+    """Change nothing."""
+    return True
+
+
+LOOK_ALIKES: tuple[Change, ...] = (
+    as_it_is, layer_scale, rezero, zero_init, depth_scaled, branch_alpha, soft_logits, large_embedding, adapters, frozen_first,
+    trained(60), trained(200, 3e-3),
+)  # fmt: skip

@@ -1,0 +1,150 @@
+"""Score outcomes: shares with Wilson intervals, by kind of fault, severity and what was kept aside."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from .faults import FAULTS, Fault
+from .healthy import LOOK_ALIKES
+from .trials import Outcome, fault_of
+
+Alarm = tuple[str, str, int | None, str]
+Z = 1.96
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p = hits / n
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share(hits: Iterable[bool]) -> str:
+    """Return a share with its interval, in per cent."""
+    found = list(hits)
+    low, high = wilson(sum(found), len(found))
+    value = sum(found) / len(found) if found else math.nan
+    return f"{100 * value:.1f} % of {len(found)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def is_detected(outcome: Outcome) -> bool:
+    """Whether anything was reported."""
+    return bool(outcome.alarms())
+
+
+def is_located(outcome: Outcome, nth: int = 0) -> bool:
+    """Whether the first report names the right block, and a right component where the fault has one."""
+    fault, planted = FAULTS[outcome.trial.planted[nth].fault], outcome.trial.planted[nth]
+    alarms = outcome.alarms()
+    return bool(alarms) and (not fault.is_local or (alarms[0][2] == planted.block and _is_component(fault, alarms[0])))
+
+
+def is_classed(outcome: Outcome) -> bool:
+    """Whether the first report names the class, or an equivalent one."""
+    alarms = outcome.alarms()
+    return bool(alarms) and alarms[0][1] in fault_of(outcome.trial).codes
+
+
+def is_named(outcome: Outcome, nth: int, among: int) -> bool:
+    """Whether one of the first reports names the nth fault: class and block."""
+    fault, planted = FAULTS[outcome.trial.planted[nth].fault], outcome.trial.planted[nth]
+    return any(alarm[1] in fault.codes and alarm[2] == planted.block for alarm in outcome.alarms()[:among])
+
+
+def _is_component(fault: Fault, alarm: Alarm) -> bool:
+    return not fault.components or alarm[3] in fault.components
+
+
+def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, seconds: float) -> str:
+    """Return docs/verdicts.md."""
+    single = [o for o in found["single"] if o.status not in ("absent", "benign")]
+    healthy = [o for o in found["healthy"] if o.status != "absent"]
+    lines = [
+        "# How true the verdicts are",
+        "",
+        f"Written by `make verdicts` (seed {seed}, {seconds / 60:.0f} minutes): check-ups of small models, damaged or not. Shares "
+        "are given with 95 % Wilson intervals. *Detected*: any warning or error. *Located*: the first one names the right block "
+        "and branch. *Classed*: the first one names the class, or an equivalent one. A mutant that changes neither loss nor "
+        "gradient by a thousandth is dropped; a trial that failed counts as a miss.",
+        "",
+        "| faults | detected | located | classed |",
+        "|---|---|---|---|",
+    ]
+    rows: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
+        ("all single faults", lambda o: True),
+        ("exact (an identity shows them)", lambda o: fault_of(o.trial).is_exact),
+        ("not exact", lambda o: not fault_of(o.trial).is_exact),
+        ("subtle severities", _is_subtle),
+        ("classes kept aside", lambda o: fault_of(o.trial).is_aside),
+        ("models kept aside", lambda o: o.trial.subject in aside),
+        ("fresh", lambda o: o.trial.steps == 0),
+        ("after some training", lambda o: o.trial.steps > 0),
+    )
+    for name, chosen in rows:
+        mine = [o for o in single if chosen(o)]
+        cells = (share(map(test, mine)) for test in (is_detected, is_located, is_classed))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    double = [o for o in found["double"] if o.status not in ("absent", "benign")]
+    wide = [o for o in found["wide"] if o.status not in ("absent", "benign")]
+    lines += [
+        "",
+        f"- Two faults at once, both among the first five reports: {share(is_named(o, 0, 5) and is_named(o, 1, 5) for o in double)}.",
+        f"- Every block has the fault, reported at least as unusual: {share(_is_noted(o) for o in wide)}.",
+        f"- First operation that is not finite, right block: {share(is_located(o) for o in single if 'nan' in fault_of(o.trial).name)}.",
+        f"- Healthy models and look-alikes with an error: {share(_has(o, 'error') for o in healthy)}.",
+        f"- Healthy models and look-alikes with any warning: {share(bool(o.alarms()) for o in healthy)}.",
+        "",
+        "## What simpler watchers say of the same models",
+        "",
+        "| watcher | single faults reported | healthy models reported |",
+        "|---|---|---|",
+    ]
+    for name in ("loss", "gradient norm", "thresholds"):
+        ill, well = ([o.baselines.get(name, False) for o in group if o.status == "judged"] for group in (single, healthy))
+        lines.append(f"| {name} | {share(ill)} | {share(well)} |")
+    lines += ["", "## By class", "", "| class | trials | detected | located | classed | kept aside |", "|---|---|---|---|---|---|"]
+    for fault in FAULTS:
+        mine = [o for o in single if fault_of(o.trial) is fault]
+        if mine:
+            counts = (sum(map(test, mine)) for test in (is_detected, is_located, is_classed))
+            lines.append(f"| {fault.name} | {len(mine)} | " + " | ".join(map(str, counts)) + f" | {'yes' if fault.is_aside else ''} |")
+    lines += ["", "## What fails", ""]
+    lines += [f"- {text}" for text in _failures(single, healthy)] or ["- Nothing."]
+    return "\n".join(lines) + "\n"
+
+
+def _is_subtle(outcome: Outcome) -> bool:
+    return outcome.trial.planted[0].severity in fault_of(outcome.trial).subtle
+
+
+def _has(outcome: Outcome, severity: str) -> bool:
+    return any(alarm[0] == severity for alarm in outcome.findings)
+
+
+def _is_noted(outcome: Outcome) -> bool:
+    codes = fault_of(outcome.trial).codes
+    return any(finding[1] in codes or finding[1] == "unusual" for finding in outcome.findings)
+
+
+def _failures(single: list[Outcome], healthy: list[Outcome]) -> Iterable[str]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for o in single:
+        planted = o.trial.planted[0]
+        label = f"{fault_of(o.trial).name} x {planted.severity:g}"
+        if not (is_detected(o) and is_located(o) and is_classed(o)):
+            first = o.alarms()[0] if o.alarms() else None
+            told = o.status if o.status != "judged" else "missed" if first is None else f"told as {first[1]} in block {first[2]}"
+            groups[label].append(f"{o.trial.subject} (seed {o.trial.seed}, block {planted.block} of {o.trial.n_blocks}): {told}")
+    for label, cases in groups.items():
+        kinds = Counter(case.split(": ", 1)[1] for case in cases)
+        yield f"{label}: {len(cases)} ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(4))}); first: {cases[0]}"
+    for o in healthy:
+        if o.alarms() or o.status != "judged":
+            name = LOOK_ALIKES[o.trial.look_alike or 0].__name__
+            told = "; ".join(f"{a[0]} {a[1]} block {a[2]}" for a in o.alarms()) or o.status
+            yield f"healthy {o.trial.subject}, {name} (seed {o.trial.seed}, {o.trial.n_blocks} blocks): {told}"
