@@ -14,6 +14,7 @@ from rheoscope.probes.recording import Recording
 from .attenuation import gradient_slope, skip_path
 from .biases import bias_share
 from .finding import SEVERITIES, Finding
+from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
 from .residual import range_of_fp16, residual_growth
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
@@ -21,7 +22,7 @@ from .structure import frozen_block, norm_epsilon, odd_branches, odd_parameters
 from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
 from .updates import untrained, update_ratio
-from .wiring import causality, gradient_conservation, loss_scale, odd_block, skip_scale
+from .wiring import causality, gradient_conservation, logit_scale, loss_scale, odd_block, skip_scale
 
 Rule = Callable[[Tables], list[Finding]]
 RULES: tuple[Rule, ...] = (
@@ -29,12 +30,14 @@ RULES: tuple[Rule, ...] = (
     gradient_conservation,
     causality,
     skip_scale,
+    logit_scale,
     odd_block,
     loss_scale,
     odd_branches,
     odd_parameters,
     norm_epsilon,
     frozen_block,
+    initial_loss,
     hidden_units,
     attention_logits,
     write_size,

@@ -19,6 +19,7 @@ from .thresholds import (
     LEAST_SIBLINGS,
     LOGITS_APART,
     LOGITS_APART_AT_ENDS,
+    LOGITS_MATTER,
     WRITE_APART,
 )
 
@@ -82,7 +83,8 @@ def attention_logits(tables: Tables) -> list[Finding]:
         for group in _alike(joined)
         for odd in apart(group["logit_std"].tolist(), LOGITS_APART)
         # Both ends of a healthy stack differ: the first attention reads bare embeddings, the last serves the head.
-        if odd.index not in (0, len(group) - 1) or odd.value > LOGITS_APART_AT_ENDS * odd.high
+        if odd.index not in (0, len(group) - 1)
+        or odd.value > (LOGITS_APART_AT_ENDS if odd.value < LOGITS_MATTER else LOGITS_APART) * odd.high
     ]
 
 

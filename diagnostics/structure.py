@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,20 +39,28 @@ def odd_parameters(tables: Tables) -> list[Finding]:
     rows = rows[(rows["block"] >= 0) & rows["role"].isin(list(_WORDS)) & rows["weight_rms"].notna()]
     found = []
     for step, role, group in _classes(rows):
-        # The RMS of n numbers varies by 1 / sqrt(2 n) from one draw to the next.
-        least = max(_LEAST[role], 1 + 6 / (2 * float(group["n"].min())) ** 0.5)
-        found += [
-            _parameter(step, role, group.iloc[odd.index], odd) for odd in apart(group["weight_rms"].tolist(), least)
-        ]
+        # The RMS of n random numbers varies by 1 / sqrt(2 n) from one draw to the next.
+        drawn = 1 + 6 / (2 * float(group["n"].min())) ** 0.5 if role == "weight" else 1.0
+        odd = apart(group["weight_rms"].tolist(), max(_LEAST[role], drawn))
+        found += [_parameter(step, role, group.iloc[one.index], one) for one in odd]
     return found
 
 
 def _classes(rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
-    """Yield the same parameter of all blocks of a stack, at the last step."""
+    """Yield the same parameter of all blocks of a stack at the last step: the nth of its size in its branch.
+
+    Names do not tell: in one block a norm may not behave as one, and its gain pass for a weight. The role is that of most.
+    """
     last = rows[rows["step"] == rows["step"].max()]
-    pattern = last["name"].astype(str).map(lambda name: re.sub(r"(?<![^.])\d+(?![^.])", "*", name))
-    for (_, role, _), group in last.assign(pattern=pattern).groupby(["stack", "role", "pattern"], sort=False):
-        yield int(group["step"].iloc[0]), str(role), group.reset_index(drop=True)
+    place = ["stack", "branch", "n"]
+    numbered = last.assign(
+        nth=last.groupby([*place, "block"], sort=False).cumcount(),
+        count=last.groupby([*place, "block"], sort=False)["name"].transform("size"),
+    )
+    # A block with more or fewer of them than most cannot be told apart one by one.
+    usual = numbered.groupby(place, sort=False)["count"].transform(lambda counts: counts.mode().iloc[0])
+    for _, group in numbered[numbered["count"] == usual].groupby([*place, "nth"], sort=False):
+        yield int(group["step"].iloc[0]), str(group["role"].mode().iloc[0]), group.reset_index(drop=True)
 
 
 def _parameter(step: int, role: str, row: Any, odd: Apart) -> Finding:
@@ -77,19 +84,15 @@ def _parameter(step: int, role: str, row: Any, odd: Apart) -> Finding:
 def odd_branches(tables: Tables) -> list[Finding]:
     """Report a branch whose norms or dropout differ from those of the same branch in all other blocks."""
     found = []
-    traits: tuple[tuple[str, str, Callable[[Branch], object]], ...] = (
-        ("norm-placement-odd", "norm placement", lambda branch: branch.placement),
-        ("norm-kind-odd", "kind of norm", lambda branch: branch.norm_kind),
-        ("dropout-odd", "dropout before the add", lambda branch: branch.write_dropout),
-    )
     for stack in tables.anatomy.stacks:
-        for code, words, trait in traits:
+        for code, words, trait in _TRAITS:
             for branch, value, usual, n in _odd(stack, trait):
                 found.append(
                     Finding(
                         code=code,
                         severity="warning",
-                        confidence=0.9,
+                        # Why nothing behaves as a norm is what other rules tell: a gain of 0, a large epsilon.
+                        confidence=0.8 if code == "norm-missing" else 0.9,
                         block=branch.block,
                         component=branch.kind,
                         module_path=branch.module_path,
@@ -104,6 +107,19 @@ def odd_branches(tables: Tables) -> list[Finding]:
     return found
 
 
+def _n_norms(branch: Branch) -> int:
+    """Return how many modules behave as norms around a branch."""
+    return len(branch.input_norms) + len(branch.output_norms) + len(branch.skip_norms)
+
+
+_TRAITS: tuple[tuple[str, str, Callable[[Branch], object]], ...] = (
+    ("norm-placement-odd", "norm placement", lambda branch: branch.placement),
+    ("norm-missing", "number of modules that behave as norms", _n_norms),
+    ("norm-kind-odd", "kind of norm", lambda branch: branch.norm_kind),
+    ("dropout-odd", "dropout before the add", lambda branch: branch.write_dropout),
+)
+
+
 def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Branch, object, object, int]]:
     """Yield the one branch of its kind that differs from all the others, which are alike."""
     for kind in dict.fromkeys(branch.kind for branch in stack.branches):
@@ -113,13 +129,16 @@ def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Bran
         odd = [branch for branch, value in zip(mine, values, strict=True) if value != usual]
         # Where the embedding ends in a norm, the first branch may do without its own.
         is_first = bool(odd) and odd[0].depth == 1
-        if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and "unknown" not in (usual, trait(odd[0])):
+        if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and usual != "unknown":
             yield odd[0], trait(odd[0]), usual, len(mine) - 1
 
 
 def norm_epsilon(tables: Tables) -> list[Finding]:
     """Report a norm that gives less than its gain because its epsilon is large beside what it reads."""
     norms = tables.norms
+    # One that does not behave as a norm has no gain that is known: it is taken to have that of its siblings.
+    usual = norms.groupby(["step", "stack", "branch", "role"])["gain_rms"].transform("median")
+    norms = norms.assign(gain_rms=norms["gain_rms"].fillna(usual))
     norms = norms[(norms["role"] == "input") & (norms["gain_rms"] > 0)]
     if not len(norms):
         return []

@@ -62,6 +62,7 @@ BIAS_APART = 3.0
 HIDDEN_APART = 2.0
 LOGITS_APART = 1.5
 LOGITS_APART_AT_ENDS = 4.0
+LOGITS_MATTER = 0.2  # below it attention is even, whatever its logits do
 WRITE_APART = 3.0
 # A norm gives sqrt(var / (var + eps)) of its gain: a twentieth less than its siblings, and at least a tenth less in all.
 EPSILON_SHRINKS = 1.05
@@ -73,3 +74,7 @@ DEAD_SHARE = 0.9
 DEAD_APART = 0.3
 # The tokens' mean cosine rises by less than 0.1 a branch at init, by up to 0.3 in the first one of a post-norm stack.
 COSINE_JUMP = 0.4
+
+# A fresh model guesses: its loss is ln V, and half the variance of its logits more. One nat more is a variance of 2.
+INITIAL_LOSS_ABOVE = 1.0
+FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched some

@@ -17,6 +17,11 @@ from .frames import groups, records
 from .tables import Tables
 from .thresholds import LEAST_SIBLINGS, SCALE_ALIKE, SCALE_APART
 
+REMEDIES = {
+    "skip-scale": "Look at this block's add: a term that is scaled, missing or added twice.",
+    "write-scale": "Look at what stands between this branch's last projection and the add.",
+    "attention-scale": "Look at the factor of this block's logits (1 / sqrt(head size)), and at what is done to its queries.",
+}
 _CONSERVED = "first-order change of the sum, times its gradient, is the gradient that arrives below"
 _CHECKED = "Checked by moving the state before the branch and looking at the sum behind it."
 
@@ -167,6 +172,21 @@ def _factor(branch: Branch) -> float | None:
     return factors.pop() if len(factors) == 1 else None
 
 
+def logit_scale(tables: Tables) -> list[Finding]:
+    """Report an attention that scales its logits otherwise than that of the other blocks, against its own projections."""
+    rows = tables.identities
+    found: dict[tuple[int, int], Finding] = {}
+    for check in ("logit_scale", "logit_size"):
+        values = {(r["stack"], r["depth"]): float(r["observed"]) for r in records(rows[rows["check"] == check])}
+        for stack in tables.anatomy.stacks:
+            for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+                mine = [branch for branch in stack.branches if branch.kind == kind]
+                sizes = [values.get((branch.stack, branch.depth)) for branch in mine]
+                told = _apart(mine, sizes, "attention-scale", lambda b: f"the attention logit of block {b.block}")
+                found |= {(stack.index, finding.block or 0): finding for finding in told}
+    return list(found.values())
+
+
 def odd_block(tables: Tables) -> list[Finding]:
     """Report a block that adds to the stream more or less often than the others."""
     found = []
@@ -208,10 +228,10 @@ def _apart(
             code=code,
             severity="error",
             place=(branch.block, branch.kind),
-            sentence=f"On its way to the add {words(branch)} is multiplied by {value:.4g}; {len(alike)} of the {len(known)} "
-            f"siblings are by {middle:.4g}.",
-            evidence=Evidence("factor", value, middle, "the same add of the other blocks", SCALE_APART),
-            remedy="Look at this block's add: a term that is scaled, missing or added twice.",
+            sentence=f"{words(branch).capitalize()} is multiplied by {value:.4g}; in {len(alike)} of the {len(known)} blocks it "
+            f"is by {middle:.4g}.",
+            evidence=Evidence("factor", value, middle, "the same factor of the other blocks", SCALE_APART),
+            remedy=REMEDIES[code],
             module_path=branch.module_path,
         )
         for branch, value in zip(branches, values, strict=True)

@@ -18,6 +18,7 @@ from .conservation import conservation
 from .discovery import discover
 from .errors import BatchError
 from .log import Log
+from .logit_scale import logit_scale
 from .loss_gradient import loss_gradient
 from .manifest import manifest
 from .origin import first_nonfinite, origin_row
@@ -111,6 +112,7 @@ def _checked(
         *conservation(model, batch, anatomy, loss_of, seed=seed),
         *visibility(model, batch, anatomy, seed=seed),
         *loss_gradient(model, batch, anatomy, loss_of),
+        *logit_scale(model, batch, anatomy),
     ]
 
 

@@ -147,7 +147,10 @@ def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generato
         return None
     # Along the branch's own gradient every wrong factor shows; the random part shows a branch without any.
     noise = torch.randn(add.below.shape, generator=generator).to(add.below)
-    step = _unit(_unit(add.through) + _unit(noise)) * (STEP * float(add.value.double().norm()))
+    step = _step(_unit(add.through) + _unit(noise), add.value)
+    if float(add.through.double().norm()) <= ROUNDING * float(add.above.double().norm()):
+        # Nothing arrives of what the branch does: who else reads the state could only add to it.
+        return 0.0 if _moves(model, batch, add, step / STEP) else None
     through, skip = _dot(add.through, step), add.branch.scale * _dot(add.above, step)
     demanded = _demanded(model, batch, add, step, skip)
     if demanded is None:
@@ -161,10 +164,25 @@ def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generato
     again = _demanded(model, batch, add, step * SMOOTH, skip * SMOOTH)
     if again is None or abs(again / SMOOTH - demanded) > TOLERANCE * share + rounding / SMOOTH:
         return None
-    if float(add.through.double().norm()) <= ROUNDING * float(add.above.double().norm()):
-        # Nothing arrives of what the branch does: who else reads the state could only add to it.
-        return 0.0
     return _confirmed(model, batch, add, step, loss_of, demanded)
+
+
+def _step(direction: Tensor, value: Tensor) -> Tensor:
+    """Return a step along a direction, of each token in proportion to its own size: one at 0 does not move."""
+    own = direction.double().norm(dim=-1, keepdim=True)
+    size = STEP * value.double().norm(dim=-1, keepdim=True)
+    return (direction * torch.where(own > 0, size / own, 0.0)).to(value)
+
+
+def _moves(model: nn.Module, batch: Batch, add: _Add, step: Tensor) -> bool:
+    """Return whether a large step before the branch moves what the branch writes."""
+    ends = [seen_after(model, batch, add.before, _by(sign * step), add.added) for sign in (1.0, -1.0)]
+    if ends[0] is None or ends[1] is None or ends[0].shape != add.total.shape:
+        return False
+    skip = 2 * add.branch.scale * step if add.has_skip else torch.zeros_like(step)
+    moved = (ends[0] - ends[1]).reshape(step.shape) - skip
+    size = float(add.total.double().norm() + 2 * step.double().norm())
+    return float(moved.double().norm()) > 10 * ROUNDING * size
 
 
 def _confirmed(

@@ -112,16 +112,19 @@ class Wrapped(nn.Module):
     """Runs ``inner`` and then ``then(output, first argument)`` on what it returns first."""
 
     def __init__(self, inner: nn.Module, then: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Hold both."""
         super().__init__()
         self.inner, self.then = inner, then
 
     def __getattr__(self, name: str) -> Any:
+        """Look for what the wrapped module has."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run both."""
         output = self.inner(*args, **kwargs)
         read = args[0] if args else kwargs["hidden_states"]
         if isinstance(output, tuple):
@@ -263,45 +266,49 @@ def _ill(function: Callable[[Tensor], Tensor]) -> Callable[[float], Callable[[Te
 
 
 WEIGHTS = ("weight-scale", "write-size", "write-scale", "hidden-scale")
+_IN_ATTENTION, _IN_MLP = ("attention", "parallel"), ("mlp", "parallel")
+_BIASES = ("bias-scale", "bias-share", "write-size")
+_GAINS = ("gain-scale", "hidden-scale", "attention-logits", "write-size")
+_NORMS = ("norm-missing", "norm-placement-odd", "norm-kind-odd", "norm-epsilon")
+_DETACHED = ("gradient-detached", "no-gradient")
 FAULTS: tuple[Fault, ...] = (
-    Fault("attention out scaled", _edited("attention_out"), (30, 10, 3, 0.1, 0, 1.2), WEIGHTS, (1.2,), ("attention", "parallel")),
-    Fault("mlp out scaled", _edited("mlp_out"), (30, 10, 3, 0.1, 0, 1.2), WEIGHTS, (1.2,), ("mlp", "parallel")),
-    Fault("queries and keys scaled", _qk, (12, 6, 3), ("weight-scale", "attention-logits"), (), ("attention", "parallel")),
-    Fault("logits scaled", _query_scaled, (64, 16, 4, 1.05), ("attention-logits", "attention-scale"), (1.05,),
-          ("attention", "parallel"), is_aside=True),
-    Fault("norm gain scaled", _gain, (30, 5, 0.1, 0, 1.5, 0.5), ("gain-scale", "hidden-scale", "attention-logits"), (1.5, 0.5)),
-    Fault("norm epsilon", _epsilon, (100, 1, 0.1), ("norm-epsilon",), (0.1,), is_aside=True),
-    Fault("norm removed", _no_norm, (1,), ("norm-placement-odd", "norm-kind-odd", "hidden-scale"), ()),
-    Fault("attention bias large", _bias("attention_out"), (5, 1, 0.02), ("bias-scale", "bias-share", "write-size"), (0.02,),
-          ("attention", "parallel")),
-    Fault("mlp bias large", _bias("mlp_out"), (5, 1, 0.02), ("bias-scale", "bias-share", "write-size"), (0.02,), ("mlp", "parallel")),
-    Fault("dead units", _bias("mlp_in", -1.0), (20, 5, 2), ("dead-units", "bias-scale", "hidden-scale"), (), ("mlp", "parallel"),
+    Fault("attention out scaled", _edited("attention_out"), (30, 10, 3, 0.1, 0, 1.2), WEIGHTS, (1.2,), _IN_ATTENTION),
+    Fault("mlp out scaled", _edited("mlp_out"), (30, 10, 3, 0.1, 0, 1.2), WEIGHTS, (1.2,), _IN_MLP),
+    Fault("queries and keys scaled", _qk, (12, 6, 3), ("weight-scale", "attention-logits"), (), _IN_ATTENTION),
+    Fault("logits scaled", _query_scaled, (64, 16, 4, 1.05), ("attention-logits", "attention-scale"), (1.05,), _IN_ATTENTION,
+          is_aside=True),
+    Fault("norm gain scaled", _gain, (30, 5, 0.1, 0, 1.5, 0.5), _GAINS, (1.5, 0.5)),
+    Fault("norm epsilon", _epsilon, (100, 1, 0.1), _NORMS, (0.1,), is_aside=True),
+    Fault("norm removed", _no_norm, (1,), _NORMS),
+    Fault("attention bias large", _bias("attention_out"), (5, 1, 0.02), _BIASES, (0.02,), _IN_ATTENTION),
+    Fault("mlp bias large", _bias("mlp_out"), (5, 1, 0.02), _BIASES, (0.02,), _IN_MLP),
+    Fault("dead units", _bias("mlp_in", -1.0), (20, 5, 2), ("dead-units", "bias-scale", "hidden-scale"), (), _IN_MLP,
           is_aside=True),
     Fault("frozen block", _frozen, (1,), ("frozen-block", "no-gradient")),
     Fault("attention write scaled", _wrapped("attention", lambda s: lambda o, _: s * o), (0.5, 0.9, 0.97, 0.99),
-          ("write-scale", "write-size"), (0.97, 0.99), ("attention", "parallel"), is_exact=True),
-    Fault("mlp write scaled", _hooked("mlp", lambda s: lambda o, _: s * o), (0.5, 0.9, 0.97, 0.99), ("write-scale", "write-size"),
-          (0.97, 0.99), ("mlp", "parallel"), is_exact=True),
+          ("write-scale", "write-size"), (0.97, 0.99), _IN_ATTENTION, is_exact=True),
+    Fault("mlp write scaled", _hooked("mlp", lambda s: lambda o, _: s * o), (0.5, 0.9, 0.97, 0.99),
+          ("write-scale", "write-size"), (0.97, 0.99), _IN_MLP, is_exact=True),
     Fault("stream added again", _wrapped("block", lambda s: lambda o, x: o + s * x), (1, -0.5, -0.1, -0.03),
           ("odd-block", "skip-scale"), (-0.03,), is_exact=True),
-    Fault("attention detached", _wrapped("attention", lambda _: lambda o, __: o.detach()), (1,), ("gradient-detached", "no-gradient"),
-          (), ("attention", "parallel", "parameters"), is_exact=True),
-    Fault("mlp detached", _overridden("mlp", lambda _: lambda o, __: o.detach()), (1,), ("gradient-detached", "no-gradient"), (),
-          ("mlp", "parallel", "parameters"), is_exact=True),
-    Fault("attention gradient scaled", _hooked("attention", _turned), (-1, 0.1, 10, 0.8, 0.95), ("gradient-scaled",), (0.95, 0.8),
-          ("attention", "parallel"), is_exact=True),
-    Fault("mlp gradient scaled", _wrapped("mlp", _bent), (-1, 0.1, 10, 0.8, 0.95), ("gradient-scaled",), (0.95, 0.8),
-          ("mlp", "parallel"), is_exact=True, is_aside=True),
+    Fault("attention detached", _wrapped("attention", lambda _: lambda o, __: o.detach()), (1,), _DETACHED, (),
+          (*_IN_ATTENTION, "parameters"), is_exact=True),
+    Fault("mlp detached", _overridden("mlp", lambda _: lambda o, __: o.detach()), (1,), _DETACHED, (),
+          (*_IN_MLP, "parameters"), is_exact=True),
+    Fault("attention gradient scaled", _hooked("attention", _turned), (-1, 0.1, 10, 0.8, 0.95), ("gradient-scaled",),
+          (0.95, 0.8), _IN_ATTENTION, is_exact=True),
+    Fault("mlp gradient scaled", _wrapped("mlp", _bent), (-1, 0.1, 10, 0.8, 0.95), ("gradient-scaled",), (0.95, 0.8), _IN_MLP,
+          is_exact=True, is_aside=True),
     Fault("attention leaks", _wrapped("attention", lambda s: lambda o, _: o + s * o.mean(1, keepdim=True)), (1, 0.1, 0.01),
-          ("mask-leak",), (0.01,), ("attention", "parallel"), is_exact=True),
-    Fault("mask missing", _no_mask, (1,), ("mask-leak",), (), ("attention", "parallel"), is_exact=True, is_aside=True),
-    Fault("tokens pulled together", _overridden("block", lambda s: lambda o, _: o + s * (o.mean(1, keepdim=True) - o)), (0.99, 0.9),
-          ("mask-leak", "rank-collapse", "odd-block"), is_exact=True, is_aside=True),
+          ("mask-leak",), (0.01,), _IN_ATTENTION, is_exact=True),
+    Fault("mask missing", _no_mask, (1,), ("mask-leak",), (), _IN_ATTENTION, is_exact=True, is_aside=True),
+    Fault("tokens pulled together", _overridden("block", lambda s: lambda o, _: o + s * (o.mean(1, keepdim=True) - o)),
+          (0.99, 0.9), ("mask-leak", "rank-collapse", "odd-block"), is_exact=True, is_aside=True),
     Fault("loss scaled", _loss, (1e3, 1e-3, -1), ("loss-scale",), is_exact=True, is_local=False),
     Fault("head scaled", _head, (30,), ("initial-loss",), is_local=False, is_aside=True),
     Fault("nan in attention", _hooked("attention", _ill(lambda o: o + (o.abs() * 0).log())), (1,), ("nonfinite",), (),
-          ("attention", "parallel"), is_exact=True),
-    Fault("nan in mlp", _wrapped("mlp", _ill(lambda o: o / (o * 0))), (1,), ("nonfinite",), (), ("mlp", "parallel"), is_exact=True),
+          _IN_ATTENTION, is_exact=True),
+    Fault("nan in mlp", _wrapped("mlp", _ill(lambda o: o / (o * 0))), (1,), ("nonfinite",), (), _IN_MLP, is_exact=True),
     Fault("nan on the way back", _overridden("mlp", _ill(lambda o: o + (o * 0).abs().sqrt())), (1,), ("nonfinite",), (),
-          ("mlp", "parallel"), is_exact=True, is_aside=True),
+          _IN_MLP, is_exact=True, is_aside=True),
 )  # fmt: skip

@@ -38,14 +38,19 @@ def _each(subject: Subject, role: str, make: Callable[[nn.Module], nn.Module]) -
     return True
 
 
+def _both(subject: Subject, make: Callable[[nn.Module], nn.Module]) -> bool:
+    has_attention, has_mlp = (_each(subject, role, make) for role in ("attention", "mlp"))
+    return has_attention and has_mlp
+
+
 def layer_scale(subject: Subject) -> bool:
     """Scale every branch by a learned vector that starts at 1e-2."""
-    return all([_each(subject, role, lambda m: _LayerScale(m, 1e-2)) for role in ("attention", "mlp")])
+    return _both(subject, lambda m: _LayerScale(m, 1e-2))
 
 
 def rezero(subject: Subject) -> bool:
     """Start every branch at zero by a learned scale."""
-    return all([_each(subject, role, lambda m: _LayerScale(m, 0.0)) for role in ("attention", "mlp")])
+    return _both(subject, lambda m: _LayerScale(m, 0.0))
 
 
 def zero_init(subject: Subject) -> bool:
@@ -68,7 +73,7 @@ def depth_scaled(subject: Subject) -> bool:
 
 def branch_alpha(subject: Subject) -> bool:
     """Scale every branch by one constant."""
-    return all([_each(subject, role, lambda m: Wrapped(m, lambda o, _: 0.3 * o)) for role in ("attention", "mlp")])
+    return _both(subject, lambda m: Wrapped(m, lambda o, _: 0.3 * o))
 
 
 def soft_logits(subject: Subject) -> bool:

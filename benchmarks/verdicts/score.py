@@ -67,16 +67,16 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
     lines = [
         "# How true the verdicts are",
         "",
-        f"Written by `make verdicts` (seed {seed}, {seconds / 60:.0f} minutes): check-ups of small models, damaged or not. Shares "
-        "are given with 95 % Wilson intervals. *Detected*: any warning or error. *Located*: the first one names the right block "
-        "and branch. *Classed*: the first one names the class, or an equivalent one. A mutant that changes neither loss nor "
+        f"Written by `make verdicts` (seed {seed}, {seconds / 60:.0f} minutes): check-ups of small models, damaged or not. "
+        "Shares are given with 95 % Wilson intervals. *Detected*: any warning or error. *Located*: the first one names the right "
+        "block and branch. *Classed*: the first one names the class, or an equivalent one. A mutant that changes neither loss nor "
         "gradient by a thousandth is dropped; a trial that failed counts as a miss.",
         "",
         "| faults | detected | located | classed |",
         "|---|---|---|---|",
     ]
     rows: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
-        ("all single faults", lambda o: True),
+        ("all single faults", lambda _: True),
         ("exact (an identity shows them)", lambda o: fault_of(o.trial).is_exact),
         ("not exact", lambda o: not fault_of(o.trial).is_exact),
         ("subtle severities", _is_subtle),
@@ -93,9 +93,11 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
     wide = [o for o in found["wide"] if o.status not in ("absent", "benign")]
     lines += [
         "",
-        f"- Two faults at once, both among the first five reports: {share(is_named(o, 0, 5) and is_named(o, 1, 5) for o in double)}.",
+        "- Two faults at once, both among the first five reports: "
+        f"{share(is_named(o, 0, 5) and is_named(o, 1, 5) for o in double)}.",
         f"- Every block has the fault, reported at least as unusual: {share(_is_noted(o) for o in wide)}.",
-        f"- First operation that is not finite, right block: {share(is_located(o) for o in single if 'nan' in fault_of(o.trial).name)}.",
+        "- First operation that is not finite, right block: "
+        f"{share(is_located(o) for o in single if 'nan' in fault_of(o.trial).name)}.",
         f"- Healthy models and look-alikes with an error: {share(_has(o, 'error') for o in healthy)}.",
         f"- Healthy models and look-alikes with any warning: {share(bool(o.alarms()) for o in healthy)}.",
         "",
@@ -105,14 +107,26 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
         "|---|---|---|",
     ]
     for name in ("loss", "gradient norm", "thresholds"):
-        ill, well = ([o.baselines.get(name, False) for o in group if o.status == "judged"] for group in (single, healthy))
+        ill, well = (
+            [o.baselines.get(name, False) for o in group if o.status == "judged"] for group in (single, healthy)
+        )
         lines.append(f"| {name} | {share(ill)} | {share(well)} |")
-    lines += ["", "## By class", "", "| class | trials | detected | located | classed | kept aside |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## By class",
+        "",
+        "| class | trials | detected | located | classed | kept aside |",
+        "|---|---|---|---|---|---|",
+    ]
     for fault in FAULTS:
         mine = [o for o in single if fault_of(o.trial) is fault]
         if mine:
             counts = (sum(map(test, mine)) for test in (is_detected, is_located, is_classed))
-            lines.append(f"| {fault.name} | {len(mine)} | " + " | ".join(map(str, counts)) + f" | {'yes' if fault.is_aside else ''} |")
+            lines.append(
+                f"| {fault.name} | {len(mine)} | "
+                + " | ".join(map(str, counts))
+                + f" | {'yes' if fault.is_aside else ''} |"
+            )
     lines += ["", "## What fails", ""]
     lines += [f"- {text}" for text in _failures(single, healthy)] or ["- Nothing."]
     return "\n".join(lines) + "\n"
@@ -138,8 +152,16 @@ def _failures(single: list[Outcome], healthy: list[Outcome]) -> Iterable[str]:
         label = f"{fault_of(o.trial).name} x {planted.severity:g}"
         if not (is_detected(o) and is_located(o) and is_classed(o)):
             first = o.alarms()[0] if o.alarms() else None
-            told = o.status if o.status != "judged" else "missed" if first is None else f"told as {first[1]} in block {first[2]}"
-            groups[label].append(f"{o.trial.subject} (seed {o.trial.seed}, block {planted.block} of {o.trial.n_blocks}): {told}")
+            told = (
+                o.status
+                if o.status != "judged"
+                else "missed"
+                if first is None
+                else f"told as {first[1]} in block {first[2]}"
+            )
+            groups[label].append(
+                f"{o.trial.subject} (seed {o.trial.seed}, block {planted.block} of {o.trial.n_blocks}): {told}"
+            )
     for label, cases in groups.items():
         kinds = Counter(case.split(": ", 1)[1] for case in cases)
         yield f"{label}: {len(cases)} ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(4))}); first: {cases[0]}"

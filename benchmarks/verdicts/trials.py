@@ -97,7 +97,8 @@ def _run(trial: Trial) -> Outcome:
         return Outcome(trial, "absent")
     for planted in trial.planted:
         blocks = range(trial.n_blocks) if trial.is_class_wide else (planted.block,)
-        if not all([FAULTS[planted.fault].plant(made, block, planted.severity) for block in blocks]):
+        done = [FAULTS[planted.fault].plant(made, block, planted.severity) for block in blocks]
+        if not all(done):
             return Outcome(trial, "absent")
     twin = _effect(_made(trial)) if trial.planted else (1.0, [])
     own = _effect(made)
@@ -171,9 +172,7 @@ def doubled(names: tuple[str, ...], seed: int, n: int) -> list[Trial]:
     for _ in range(n):
         one, two = chance.sample(local, 2)
         blocks = chance.sample(range(6), 2)
-        planted = tuple(
-            Planted(i, FAULTS[i].severities[0], block) for i, block in zip((one, two), blocks, strict=True)
-        )
+        planted = tuple(Planted(i, FAULTS[i].severities[0], block) for i, block in zip((one, two), blocks, strict=True))
         trials.append(Trial(chance.choice(names), chance.randrange(10_000), planted=planted))
     return trials
 
@@ -204,7 +203,14 @@ def healthy(names: tuple[str, ...], seed: int, per_pair: int) -> list[Trial]:
     ]
 
 
-WIDE = ("attention gradient scaled", "mlp detached", "attention detached", "stream added again", "norm removed", "norm epsilon")
+WIDE = (
+    "attention gradient scaled",
+    "mlp detached",
+    "attention detached",
+    "stream added again",
+    "norm removed",
+    "norm epsilon",
+)
 
 
 def fault_of(trial: Trial) -> Fault:
