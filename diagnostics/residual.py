@@ -5,7 +5,7 @@ from __future__ import annotations
 from .finding import Evidence, Finding
 from .frames import block_states, groups, largest, slope
 from .tables import Tables
-from .thresholds import FP16_HEADROOM, FP16_LARGEST, LEAST_BLOCKS, RESIDUAL_SLOPE_LIMIT
+from .thresholds import FP16_HEADROOM, FP16_LARGEST, LEAST_BLOCKS, RESIDUAL_LEAST_TOTAL, RESIDUAL_SLOPE_LIMIT
 
 
 def residual_growth(tables: Tables) -> list[Finding]:
@@ -18,7 +18,7 @@ def residual_growth(tables: Tables) -> list[Finding]:
         if value is None or len(rows) < LEAST_BLOCKS:
             continue
         first, last = float(rows["rms"].iloc[0]), float(rows["rms"].iloc[-1])
-        is_ill = value > RESIDUAL_SLOPE_LIMIT
+        is_ill = value > RESIDUAL_SLOPE_LIMIT and not last < RESIDUAL_LEAST_TOTAL * first
         found.append(
             Finding(
                 code="residual-growth",

@@ -9,6 +9,7 @@ import pandas as pd
 
 from .finding import Evidence, Finding
 from .frames import groups, records
+from .initial_loss import is_fresh
 from .siblings import Apart, apart
 from .tables import Tables
 from .thresholds import (
@@ -19,8 +20,8 @@ from .thresholds import (
     LEAST_SIBLINGS,
     LOGITS_APART,
     LOGITS_APART_AT_ENDS,
-    LOGITS_MATTER,
     WRITE_APART,
+    WRITE_APART_AT_ENDS,
 )
 
 
@@ -83,8 +84,7 @@ def attention_logits(tables: Tables) -> list[Finding]:
         for group in _alike(joined)
         for odd in apart(group["logit_std"].tolist(), LOGITS_APART)
         # Both ends of a healthy stack differ: the first attention reads bare embeddings, the last serves the head.
-        if odd.index not in (0, len(group) - 1)
-        or odd.value > (LOGITS_APART_AT_ENDS if odd.value < LOGITS_MATTER else LOGITS_APART) * odd.high
+        if odd.index not in (0, len(group) - 1) or odd.value > LOGITS_APART_AT_ENDS * odd.high
     ]
 
 
@@ -109,13 +109,18 @@ def write_size(tables: Tables) -> list[Finding]:
         )
         for group in _alike(shares)
         for odd in apart(group["share"].tolist(), WRITE_APART)
+        # Where writes add up to more and more, the first of them counts most.
+        if odd.index not in (0, len(group) - 1)
+        or not odd.high / WRITE_APART_AT_ENDS < odd.value < WRITE_APART_AT_ENDS * odd.high
     ]
 
 
 def rank_collapse(tables: Tables) -> list[Finding]:
     """Report a block behind which the tokens are suddenly alike."""
     rows = tables.tokens()
-    rows = rows[rows["step"] == rows["step"].max()] if len(rows) else rows
+    if not len(rows) or not is_fresh(tables):
+        return []  # trained networks gather their tokens where it serves them
+    rows = rows[rows["step"] == rows["step"].min()]
     found = []
     for _, group in groups(rows.sort_values(["stack", "depth"]), "stack"):
         jumps = group.assign(jump=group["cosine"].diff()).dropna(subset=["jump"])

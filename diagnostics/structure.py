@@ -11,15 +11,20 @@ from rheoscope.probes.anatomy import Branch, Stack
 
 from .finding import Evidence, Finding
 from .frames import records
+from .initial_loss import is_fresh
 from .siblings import Apart, apart
 from .tables import Tables
 from .thresholds import (
     BIAS_APART,
+    BIAS_FLOOR,
     EPSILON_MATTERS,
     EPSILON_SHRINKS,
     EPSILON_USUAL,
+    FROM_ZERO_APART,
     GAIN_APART,
     LEAST_SIBLINGS,
+    STARTS_AT_ONE,
+    TRAINED_ENDS_APART,
     WEIGHT_APART,
 )
 
@@ -37,13 +42,26 @@ def odd_parameters(tables: Tables) -> list[Finding]:
     """Report a parameter whose size stands apart from that of the same parameter in the other blocks."""
     rows = tables.parameters
     rows = rows[(rows["block"] >= 0) & rows["role"].isin(list(_WORDS)) & rows["weight_rms"].notna()]
+    fresh = is_fresh(tables)
     found = []
     for step, role, group in _classes(rows):
         # The RMS of n random numbers varies by 1 / sqrt(2 n) from one draw to the next.
         drawn = 1 + 6 / (2 * float(group["n"].min())) ** 0.5 if role == "weight" else 1.0
-        odd = apart(group["weight_rms"].tolist(), max(_LEAST[role], drawn))
-        found += [_parameter(step, role, group.iloc[one.index], one) for one in odd]
+        # Biases start at 0, and some never leave it but for rounding: a key's has no gradient.
+        sizes = group["weight_rms"].clip(lower=BIAS_FLOOR) if role in ("bias", "norm_bias") else group["weight_rms"]
+        odd = apart(sizes.tolist(), max(_LEAST[role], drawn))
+        found += [
+            _parameter(step, role, group.iloc[one.index], one)
+            for one in odd
+            if fresh or _is_far(one, len(group), is_from_zero=role != "weight" and one.middle < STARTS_AT_ONE)
+        ]
     return found
+
+
+def _is_far(odd: Apart, n: int, *, is_from_zero: bool) -> bool:
+    """Return whether training alone would not put a block so far from the others."""
+    least = FROM_ZERO_APART if is_from_zero else TRAINED_ENDS_APART if odd.index in (0, n - 1) else 1.0
+    return odd.value > least * odd.high or odd.value * least < odd.low
 
 
 def _classes(rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:

@@ -18,6 +18,8 @@ SKIP_TRANSMISSION_LOW = 0.1
 # Residual stream: slope of ln RMS per block. Pre-norm grows at most like the square root of depth; a stack that doubles
 # its RMS every block (0.69) reaches fp16's largest number, 65,504, within 16 blocks of unit scale.
 RESIDUAL_SLOPE_LIMIT = 0.69
+# ... and over few blocks it is little in all: writes that start below a norm's epsilon grow by 30 in three blocks and settle.
+RESIDUAL_LEAST_TOTAL = 100.0
 FP16_LARGEST = 65_504.0
 # Warn at a quarter of it: one block may double it, and one outlier channel exceeds the RMS by far.
 FP16_HEADROOM = 0.25
@@ -34,6 +36,7 @@ UPDATE_SIBLINGS = 20.0  # times the median of the same parameter's siblings in o
 BIAS_SHARE_NOTED = 0.1
 BIAS_SHARE_HIGH = 0.5
 BIAS_SIBLINGS = 4.0  # times the median of its siblings
+BIAS_SIBLINGS_FIRST = 20.0
 LEAST_SIBLINGS = 3  # below this a median is one model's accident
 
 # Variance of attention logits up to which the closed forms follow softmax. Measured, 12 blocks of 256, ReLU and GELU, two
@@ -58,12 +61,18 @@ SIBLINGS_VARY = 2.0
 WEIGHT_APART = 1.15
 GAIN_APART = 1.1
 BIAS_APART = 3.0
+BIAS_FLOOR = 1e-3  # RMS below which a bias is nothing
 # Statistics of activations vary between healthy siblings far more than weights do.
 HIDDEN_APART = 2.0
 LOGITS_APART = 1.5
 LOGITS_APART_AT_ENDS = 4.0
-LOGITS_MATTER = 0.2  # below it attention is even, whatever its logits do
 WRITE_APART = 3.0
+WRITE_APART_AT_ENDS = 10.0
+# The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12
+# blocks after 60 to 200 steps); parameters that start at 0 by more.
+TRAINED_ENDS_APART = 3.0
+FROM_ZERO_APART = 10.0
+STARTS_AT_ONE = 0.5  # a gain below it is stored less 1, or as a logarithm
 # A norm gives sqrt(var / (var + eps)) of its gain: a twentieth less than its siblings, and at least a tenth less in all.
 EPSILON_SHRINKS = 1.05
 EPSILON_MATTERS = 0.9

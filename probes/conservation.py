@@ -25,9 +25,8 @@ from .interventions import changed, seen_after
 STEP = 1e-2  # of the state's norm: central differences err by its square, float32 rounding by 1e-7 over it
 TOLERANCE = 0.02
 ROUNDING = 3e-6  # of float32 in a sum, as the gradient above it sees it; ten times what one rounding gives
-SMOOTH = (
-    0.25  # a second step, so many times the first: where the two disagree the forward has an edge there (a router's)
-)
+SEEN = 20.0  # times the rounding: what a branch does must stand out of it to be judged
+SMOOTH = 0.25  # a second step, so many times the first: where the two disagree the forward has an edge (a router's)
 
 LossOf = Callable[[Any], Tensor]
 
@@ -148,7 +147,7 @@ def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generato
     # Along the branch's own gradient every wrong factor shows; the random part shows a branch without any.
     noise = torch.randn(add.below.shape, generator=generator).to(add.below)
     step = _step(_unit(add.through) + _unit(noise), add.value)
-    if float(add.through.double().norm()) <= ROUNDING * float(add.above.double().norm()):
+    if _is_cut(add):
         # Nothing arrives of what the branch does: who else reads the state could only add to it.
         return 0.0 if _moves(model, batch, add, step / STEP) else None
     through, skip = _dot(add.through, step), add.branch.scale * _dot(add.above, step)
@@ -157,7 +156,7 @@ def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generato
         return None
     share = max(abs(demanded), abs(through))
     rounding = ROUNDING * float(add.above.double().norm() * add.total.double().norm()) / add.total.numel() ** 0.5
-    if share <= rounding:
+    if share <= SEEN * rounding:
         return None
     if abs(demanded - through) <= TOLERANCE * share + rounding:
         return 1.0
@@ -165,6 +164,12 @@ def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generato
     if again is None or abs(again / SMOOTH - demanded) > TOLERANCE * share + rounding / SMOOTH:
         return None
     return _confirmed(model, batch, add, step, loss_of, demanded)
+
+
+def _is_cut(add: _Add) -> bool:
+    """Return whether nothing arrives through the branch at any token: one whose gradient is huge hides what others have."""
+    arrived, passing = (part.double().norm(dim=-1) for part in (add.through, add.above))
+    return bool((arrived <= ROUNDING * passing).all())
 
 
 def _step(direction: Tensor, value: Tensor) -> Tensor:

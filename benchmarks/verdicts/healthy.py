@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .faults import Wrapped, _replace
-from .subjects import Subject
+from .subjects import WIDTH, Subject
 
 Change = Callable[[Subject], bool]
 
@@ -18,15 +18,11 @@ class _LayerScale(nn.Module):
     def __init__(self, inner: nn.Module, value: float) -> None:
         super().__init__()
         self.inner = inner
-        self.scale = nn.Parameter(torch.full((_width(inner),), value))
+        self.scale = nn.Parameter(torch.full((WIDTH,), value))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.inner(*args, **kwargs)
         return (output[0] * self.scale, *output[1:]) if isinstance(output, tuple) else output * self.scale
-
-
-def _width(module: nn.Module) -> int:
-    return next(p.shape[-1] for p in module.parameters() if p.dim() == 1 or p.shape[0] == p.shape[-1])
 
 
 def _each(subject: Subject, role: str, make: Callable[[nn.Module], nn.Module]) -> bool:
@@ -140,13 +136,13 @@ def train(subject: Subject, steps: int, rate: float = 1e-3) -> None:
     optimizer = torch.optim.AdamW([p for p in subject.model.parameters() if p.requires_grad], lr=rate)
     name, ids = next(iter(subject.batch.items()))
     for _ in range(steps):
-        half = torch.randint(0, 128, (8, ids.shape[1] // 2))
+        half = torch.randint(4, 128, (8, ids.shape[1] // 2))
         batch = {name: torch.cat([half, half], 1)}
         loss = subject.loss(subject.model(**batch), batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    half = torch.randint(0, 128, (ids.shape[0], ids.shape[1] // 2))
+    half = torch.randint(4, 128, (ids.shape[0], ids.shape[1] // 2))
     subject.batch = {name: torch.cat([half, half], 1)}
     optimizer.zero_grad()
 
@@ -158,5 +154,5 @@ def as_it_is(_: Subject) -> bool:
 
 LOOK_ALIKES: tuple[Change, ...] = (
     as_it_is, layer_scale, rezero, zero_init, depth_scaled, branch_alpha, soft_logits, large_embedding, adapters, frozen_first,
-    trained(60), trained(200, 3e-3),
+    trained(60), trained(200),
 )  # fmt: skip

@@ -109,8 +109,8 @@ def _reference(name: str, fields: dict[str, Any], seed: int, n_blocks: int) -> S
 
 
 def ids() -> Tensor:
-    """Return a batch of token ids, from the global random state."""
-    return torch.randint(0, VOCABULARY, (BATCH, LENGTH))
+    """Return a batch of token ids, from the global random state; none is the padding's, whose embedding may be 0."""
+    return torch.randint(4, VOCABULARY, (BATCH, LENGTH))
 
 
 def _gpt2(name: str, n_blocks: int) -> Subject:
