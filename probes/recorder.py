@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .writer import Writer
 
 def attach(
     model: nn.Module,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     every: int = 10,
     schedule: Schedule | None = None,
@@ -41,7 +42,7 @@ def attach(
 
     Args:
         model: the model that is called in the training loop; forwards in eval mode are not recorded.
-        optimizer: the optimizer that steps it; without one, updates are not measured.
+        optimizer: the optimizer that steps it, or several; without one, updates are not measured.
         every: a step in so many is sampled in full; the loss and learning rates are kept of all.
         schedule: which steps are sampled in full, instead of ``every``: ``Cycle(wait=9, active=1)``, or any function of a
             step's number, ``torch.profiler.schedule``'s included.
@@ -90,10 +91,12 @@ def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | 
             f"Expected a torch.nn.Module that runs as itself, got {type(model).__name__}. nn.DataParallel copies its "
             "modules at every forward: use DistributedDataParallel, or attach to one device's model."
         )
-    if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
-        raise ProbeError(
-            f"Expected a torch.optim.Optimizer or none, got {type(optimizer).__name__}. Pass the one inside it, or None."
-        )
+    several = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
+    for each in several:
+        if not hasattr(each, "register_step_pre_hook"):
+            raise ProbeError(
+                f"Expected a torch.optim.Optimizer, several or none, got {type(each).__name__}. Pass the one inside it, or None."
+            )
     if not isinstance(every, int) or every < 1:
         raise ProbeError(f"Expected every >= 1 (a step in so many is sampled), got {every!r}. Pass a positive number.")
     if anatomy is not None:
