@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .hooked import Hook, is_recomputing
+from .hooked import Fail, Hook, is_recomputing
 
 Begins = Callable[[tuple[Any, ...], Mapping[str, Any]], None]
 Ends = Callable[[bool], None]
@@ -19,19 +19,19 @@ Ends = Callable[[bool], None]
 class Door:
     """Calls ``begins(args, kwargs)`` and ``ends(has_failed)`` around every forward that ``model`` learns from."""
 
-    def __init__(self, model: nn.Module, begins: Begins, ends: Ends) -> None:
-        """Watch the model; neither callable may raise unless training is to stop."""
+    def __init__(self, model: nn.Module, begins: Begins, ends: Ends, fail: Fail) -> None:
+        """Watch the model; ``fail(error)`` is told of errors, and must not raise unless training is to stop."""
         self._model, self._begins, self._ends = model, begins, ends
         self._is_open = False
         self._compiled: Any = model._compiled_call_impl
+        self._enters, self._leaves = Hook(self._enter, fail), Hook(self._leave, fail)
         self._handles: list[RemovableHandle] = []
         if self._compiled is not None:
             # All hooks of a module that compiled itself are inside its graph.
             model._compiled_call_impl = self._call
         else:
-            enter, leave = Hook(self._enter), Hook(self._leave)
-            self._handles.append(model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-            self._handles.append(model.register_forward_hook(leave, always_call=True))
+            self._handles.append(model.register_forward_pre_hook(self._enters, with_kwargs=True, prepend=True))
+            self._handles.append(model.register_forward_hook(self._leaves, always_call=True))
 
     def close(self) -> None:
         """Watch no longer."""
@@ -42,13 +42,12 @@ class Door:
             self._model._compiled_call_impl = self._compiled
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        self._enter(self._model, args, kwargs)
+        self._enters(self._model, args, kwargs)
+        output = None
         try:
             output = self._compiled(*args, **kwargs)
-        except BaseException:
-            self._end(has_failed=True)
-            raise
-        self._end(has_failed=False)
+        finally:
+            self._leaves(self._model, args, output)
         return output
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .hooked import Hook
+from .hooked import Fail, Hook
 
 Before = Callable[[Any, bool], None]
 After = Callable[[Any], None]
@@ -40,13 +40,13 @@ class Optimizers:
         found = (getattr(optimizer, "found_inf", None) for optimizer in self.all)
         return next((value for value in found if isinstance(value, Tensor)), None)
 
-    def watch(self, before: Before, after: After) -> None:
-        """Call ``before(optimizer, has_closure)`` and ``after(optimizer)`` around each whole step.
+    def watch(self, before: Before, after: After, fail: Fail) -> None:
+        """Call ``before(optimizer, has_closure)`` and ``after(optimizer)`` around each whole step; ``fail`` of their errors.
 
         An optimizer whose step ends in that of the class it extends runs torch's hooks once for each: the outermost count.
         """
         for optimizer in self.all:
-            enter, leave = Hook(partial(self._enter, before)), Hook(partial(self._leave, after))
+            enter, leave = Hook(partial(self._enter, before), fail), Hook(partial(self._leave, after), fail)
             self._handles.append(optimizer.register_step_pre_hook(enter))
             self._handles.append(optimizer.register_step_post_hook(leave))
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -72,9 +73,9 @@ class Probe:
         self._started = time.perf_counter()
         if anatomy is not None:
             self._know(anatomy)
-        self._door = Door(model, self._forward_begins, self._forward_ends)
+        self._door = Door(model, self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
         if self._optimizers is not None:
-            self._optimizers.watch(self._before_step, self._after_step)
+            self._optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
 
     def __enter__(self) -> Self:
         """Return the probe."""

@@ -70,7 +70,7 @@ def attach(
     if folder is None:
         folder = Path("runs") / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
     head = manifest(
-        model, every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
+        bare(model), every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
     )
     return Probe(
         model,

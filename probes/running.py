@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import Anatomy, Branch
-from .hooked import Hook
+from .hooked import Fail, Hook
 
 ATTENTION_KINDS = ("attention", "cross_attention", "parallel")
 
@@ -44,8 +44,9 @@ class Moment:
 class Running:
     """Hooks on the modules that hold a branch, or end one; ``now`` says which of them is running."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
-        """Find the modules; nothing is hooked yet."""
+    def __init__(self, model: nn.Module, anatomy: Anatomy, fail: Fail | None = None) -> None:
+        """Find the modules; nothing is hooked yet. ``fail`` is told of errors in hooks; without it they come out."""
+        self._fail = fail
         modules = dict(model.named_modules(remove_duplicate=False))
         holders = dict.fromkeys(holder(anatomy, branch) for branch in anatomy.branches)
         ends = dict.fromkeys(branch.module_path for branch in anatomy.branches)
@@ -61,10 +62,12 @@ class Running:
         """Hook the modules."""
         if not self._handles:
             for path, module in self.modules.items():
-                self._handles.append(module.register_forward_pre_hook(Hook(self._enter(path))))
-                self._handles.append(module.register_forward_hook(Hook(self._leave(path)), always_call=True))
+                self._handles.append(module.register_forward_pre_hook(Hook(self._enter(path), self._fail)))
+                self._handles.append(
+                    module.register_forward_hook(Hook(self._leave(path), self._fail), always_call=True)
+                )
             for path, module in self.ends.items():
-                self._handles.append(module.register_forward_pre_hook(Hook(self._end(path))))
+                self._handles.append(module.register_forward_pre_hook(Hook(self._end(path), self._fail)))
 
     def detach(self) -> None:
         """Unhook them."""
