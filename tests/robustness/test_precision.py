@@ -12,7 +12,7 @@ from rheoscope.probes.errors import DiscoveryError
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.statistics import power_sums, statistics
 from robustness.loops import parameters, rows, train
-from torch import nn
+from torch import Tensor, nn
 
 SCALE = 1024.0
 
@@ -22,12 +22,15 @@ def test_row_08_gradients_are_without_the_loss_scale_and_skipped_steps_are_marke
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     expected = [rms(gradient) for gradient in gradients(model, ORACLES["nanoGPT"].states, batch_of(model, seed=0))]
-    naive = []
+    naive: list[float] = []
+
+    def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args[0].requires_grad:
+            args[0].register_hook(lambda gradient: naive.append(rms(gradient)))
+
     with attach(model, optimizer, every=1, folder=tmp_path / "run", scaler=scaler, strict=True) as probe:
         for step in range(3):
-            handle = model.norm.register_forward_pre_hook(
-                lambda _, args: args[0].register_hook(lambda gradient: naive.append(rms(gradient))) and None
-            )
+            handle = model.norm.register_forward_pre_hook(watch)
             scaler.scale(loss_of(model, batch_of(model, seed=step))).backward()
             handle.remove()
             if step == 1:
@@ -71,7 +74,7 @@ def test_row_27_parameters_of_bfloat16_are_read_wide(tmp_path: Path) -> None:
 
     probe = train(model, tmp_path / "run", anatomy=None)
 
-    assert math.isinf(float(model.blocks[0].mlp[0].weight.float().square().sum()))
+    assert math.isinf(float(model.blocks[0].mlp[0].weight.detach().float().square().sum()))
     assert parameters(probe).loc["blocks.0.mlp.0.weight", "weight_rms"] == pytest.approx(1e25, rel=1e-2)
 
 
