@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import Point
@@ -117,6 +118,8 @@ class _HookedModule:
             handle.remove()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        if is_compiling():
+            return
         again = is_recomputing()
         for call, position, see in self._entering:
             if self._is_now(call, again):
@@ -127,6 +130,9 @@ class _HookedModule:
                     see(tensor)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+        # What counts calls leaves a trace in a graph that is compiled or exported.
+        if is_compiling():
+            return
         again = is_recomputing()
         for call, position, see in self._leaving:
             if call == self.n_calls if not again else self._is_now(call, again):
@@ -144,4 +150,4 @@ class _HookedModule:
 def is_recomputing() -> bool:
     """Return whether a forward runs inside a backward: gradient checkpointing computes activations again."""
     # Asked first: dynamo cannot trace the other question.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not is_compiling() and torch._C._current_graph_task_id() != -1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import Anatomy, Branch
@@ -90,6 +91,8 @@ class Running:
 
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
+            if is_compiling():
+                return
             nth = self._calls.get(path, 0)
             self._calls[path] = nth + 1
             self._inside.append((path, nth))
@@ -98,14 +101,15 @@ class Running:
 
     def _leave(self, path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            while self._inside and self._inside.pop()[0] != path:
+            while not is_compiling() and self._inside and self._inside.pop()[0] != path:
                 pass
 
         return hook
 
     def _end(self, path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            self._ended.append((path, sum(end == path for end, _ in self._ended)))
+            if not is_compiling():
+                self._ended.append((path, sum(end == path for end, _ in self._ended)))
 
         return hook
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import NanoGPT, batch_of, gradients, loss_of, rms
-from robustness.loops import rows, same, train
 from torch import Tensor, nn
+
+from robustness.loops import rows, same, train
 
 
 def test_row_01_in_place_adds_run_as_without_a_probe(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from oracles import NanoGPT, batch_of, cross_entropy, gpt2, loss_of
 from rheoscope.probes.recorder import attach
-from robustness.loops import Counter, events, parameters, rows, train
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from robustness.loops import Counter, events, parameters, rows, train
 
 # transformers renames its switches.
 pytestmark = pytest.mark.filterwarnings("ignore:.*checkpointing.* is deprecated:FutureWarning")
@@ -82,7 +83,9 @@ def test_row_03_a_model_that_is_wrapped_as_a_whole_is_counted_once_or_said(reent
     model, scale = NanoGPT().train(), nn.Parameter(torch.ones(()))
     ids = batch_of(model)["ids"]
     with attach(model, every=1, folder=tmp_path / "run") as probe:
-        checkpoint(lambda ids, scale: model(ids) * scale, ids, scale, use_reentrant=reentrant).square().mean().backward()
+        checkpoint(
+            lambda ids, scale: model(ids) * scale, ids, scale, use_reentrant=reentrant
+        ).square().mean().backward()
         probe.step()
 
     if reentrant:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from oracles import NanoGPT, batch_of, loss_of
-from robustness.loops import Counter, events, rows, train
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+
+from robustness.loops import Counter, events, rows, train
 
 # Warnings that torch's own compiler meets, or raises, while it traces.
 pytestmark = [

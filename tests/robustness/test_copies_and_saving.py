@@ -12,9 +12,10 @@ import pytest
 import torch
 from oracles import NanoGPT, batch_of, loss_of
 from rheoscope.probes.recorder import attach
-from robustness.loops import Counter, events, parameters, same
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+from robustness.loops import Counter, events, parameters, same
 
 
 def saved(model: nn.Module) -> nn.Module:
@@ -40,7 +41,7 @@ def test_row_24_copies_are_not_counted_and_carry_no_live_hook(copied: Any, tmp_p
     naive = NanoGPT()
     counter = Counter(naive)
     if copied in (pickled, saved):
-        with pytest.raises((AttributeError, pickle.PicklingError), match="local object|Can't (get|pickle)"):
+        with pytest.raises((AttributeError, pickle.PicklingError), match=r"local object|Can't (get|pickle)"):
             copied(naive)
     else:
         copied(naive)(batch_of(naive)["ids"])

@@ -11,8 +11,9 @@ import torch
 from oracles import NanoGPT, batch_of, gpt2, ids, loss_of
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.recorder import attach
-from robustness.loops import Counter, events, rows, same
 from torch import nn
+
+from robustness.loops import Counter, events, rows, same
 
 
 @pytest.mark.parametrize("is_training", [True, False])

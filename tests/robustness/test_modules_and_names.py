@@ -10,15 +10,21 @@ import torch
 from oracles import HEADS, ORACLES, VOCABULARY, WIDTH, NanoGPT, batch_of, cross_entropy, gradients, llama, loss_of, rms
 from rheoscope.probes.errors import ProbeError
 from rheoscope.probes.recorder import attach
-from robustness.loops import Counter, events, parameters, rows, train
 from torch import Tensor, nn
+
+from robustness.loops import Counter, events, parameters, rows, train
 
 
 def test_row_19_a_block_that_runs_four_times_has_four_places(tmp_path: Path) -> None:
     from transformers import AlbertConfig, AlbertForMaskedLM
 
     sizes = {"hidden_size": WIDTH, "embedding_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 32}
-    more = {"num_hidden_layers": 4, "vocab_size": VOCABULARY, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    more = {
+        "num_hidden_layers": 4,
+        "vocab_size": VOCABULARY,
+        "hidden_dropout_prob": 0,
+        "attention_probs_dropout_prob": 0,
+    }
     model = AlbertForMaskedLM(AlbertConfig(**sizes, **more)).train()
     block = model.albert.encoder.albert_layer_groups[0].albert_layers[0]
     states: list[Tensor] = []
@@ -99,7 +105,7 @@ def test_row_20_attention_that_gets_all_by_keyword_is_measured(tmp_path: Path) -
 
 def test_row_33_data_parallel_is_refused_and_its_replicas_are_not_counted(tmp_path: Path) -> None:
     model = NanoGPT().train()
-    with pytest.raises(ProbeError, match="nn.DataParallel copies its modules at every forward"):
+    with pytest.raises(ProbeError, match=r"nn\.DataParallel copies its modules at every forward"):
         attach(nn.DataParallel(model), folder=tmp_path / "refused")
 
     naive = Counter(model)

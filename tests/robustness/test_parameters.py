@@ -10,8 +10,9 @@ import torch
 from oracles import NanoGPT, batch_of, gpt2, loss_of, rms
 from rheoscope.diagnostics.diagnosis import diagnose
 from rheoscope.probes.recorder import attach
-from robustness.loops import events, parameters, rows, train
 from torch import Tensor, nn
+
+from robustness.loops import events, parameters, rows, train
 
 
 def test_row_09_micro_batches_are_apart_and_their_sum_is_judged_once(tmp_path: Path) -> None:
@@ -64,7 +65,9 @@ def test_row_11_a_gradient_that_never_comes_is_neither_zero_nor_frozen(tmp_path:
     assert table.loc[["unused", "norm.weight"], "gradient_rms"].isna().all()
     assert table.loc["muted", "gradient_rms"] == 0.0
     finding = next(found for found in diagnose(probe.recording).findings if found.code == "no-gradient")
-    assert (finding.severity, finding.module_path) == ("info", "unused"), "outside of the blocks, and frozen is no fault"
+    assert (finding.severity, finding.module_path) == ("info", "unused"), (
+        "outside of the blocks, and frozen is no fault"
+    )
 
 
 def lora() -> nn.Module:
@@ -97,7 +100,9 @@ def test_row_13_the_first_zero_gradient_of_an_adapter_is_no_finding(tmp_path: Pa
     assert last.loc[frozen, "update_rms"].isna().all()
     for name, ratio in moved.items():
         assert last.loc[name, "update_ratio"] == pytest.approx(ratio, rel=2e-4), name
-    assert last.loc[[n for n in trained if n.endswith("ln_f.modules_to_save.default.bias")], "role"].tolist() == ["norm_bias"]
+    assert last.loc[[n for n in trained if n.endswith("ln_f.modules_to_save.default.bias")], "role"].tolist() == [
+        "norm_bias"
+    ]
     assert probe.recording.anatomy.is_complete
     assert {"no-gradient", "vanishing"}.isdisjoint(found.code for found in diagnose(probe.recording).findings)
 
@@ -192,6 +197,8 @@ def test_row_38_tied_weights_are_one_parameter_with_two_names(tmp_path: Path) ->
     head = probe.recording.manifest["model"]
     loss_of(model, batch_of(model)).backward()
     assert "lm_head.weight" not in table.index
-    assert table.loc["transformer.wte.weight", "gradient_rms"] == pytest.approx(rms(model.lm_head.weight.grad), rel=1e-6)
+    assert table.loc["transformer.wte.weight", "gradient_rms"] == pytest.approx(
+        rms(model.lm_head.weight.grad), rel=1e-6
+    )
     assert head["tied"] == [["transformer.wte.weight", "lm_head.weight"]]
     assert head["n_parameters"] == table["n"].sum() == naive - model.lm_head.weight.numel()

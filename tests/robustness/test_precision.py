@@ -11,8 +11,9 @@ from oracles import ORACLES, NanoGPT, batch_of, gradients, loss_of, rms
 from rheoscope.probes.errors import DiscoveryError
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.statistics import power_sums, statistics
-from robustness.loops import parameters, rows, train
 from torch import Tensor, nn
+
+from robustness.loops import parameters, rows, train
 
 SCALE = 1024.0
 
@@ -51,7 +52,13 @@ def test_row_08_gradients_are_without_the_loss_scale_and_skipped_steps_are_marke
 
 @pytest.mark.parametrize(
     ("value", "dtype"),
-    [(8.0, torch.float16), (300.0, torch.float16), (1e-4, torch.float16), (1e25, torch.bfloat16), (1e25, torch.float32)],
+    [
+        (8.0, torch.float16),
+        (300.0, torch.float16),
+        (1e-4, torch.float16),
+        (1e25, torch.bfloat16),
+        (1e25, torch.float32),
+    ],
 )
 def test_row_27_statistics_of_short_numbers_are_those_of_float64(value: float, dtype: torch.dtype) -> None:
     x = torch.full((100_000,), value).to(dtype)
