@@ -16,7 +16,7 @@ NEVER_FORWARDED = (
     "forward, torch.compile(model) does; nor does one that reentrant checkpointing wraps as a whole."
 )
 NO_UPDATE = (
-    "Expected optimizer.step() before probe.step(loss), got none in this step: parameters are not measured in it. A loss "
+    "Expected optimizer.step() before probe.step(loss), got none: parameters are not measured in such steps. A loss "
     "scaler that skips a step leaves this too: pass it as scaler= to attach."
 )
 REPEATED_BACKWARD = (

@@ -12,8 +12,18 @@ from torch.utils.hooks import RemovableHandle
 
 from .hooked import Fail, Hook
 
+DEEPEST = 4  # wrappers around an optimizer
 Before = Callable[[Any, bool], None]
 After = Callable[[Any], None]
+
+
+def stepping(optimizer: Any) -> Any:
+    """Return the optimizer that steps: the one given, or the one that it is a wrapper around; None where none takes hooks."""
+    for _ in range(DEEPEST):
+        if hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            return optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
 
 
 class Optimizers:
@@ -25,7 +35,8 @@ class Optimizers:
 
     def __init__(self, given: Optimizer | Sequence[Optimizer]) -> None:
         """Take one or several."""
-        self.all: tuple[Any, ...] = tuple(given) if isinstance(given, Sequence) else (given,)
+        several = tuple(given) if isinstance(given, Sequence) else (given,)
+        self.all: tuple[Any, ...] = tuple(stepping(each) for each in several)
         self._handles: list[RemovableHandle] = []
         self._depth: dict[int, int] = {}
 

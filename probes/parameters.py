@@ -31,12 +31,14 @@ class ParameterNumbers:
         has_gradient: who has one.
         rows: parameter -> its row.
         states: of each gradient: some, none, frozen where none is required, None where it is not known.
+        are_gone: whether gradients came, and were cleared before they could be read.
     """
 
     sums: Tensor
     has_gradient: tuple[bool, ...]
     rows: Mapping[Tensor, int]
     states: tuple[str | None, ...]
+    are_gone: bool = False
 
     @property
     def gradient_norm(self) -> Tensor | None:
@@ -160,17 +162,21 @@ class ParameterTaps:
             return None
         self._read_rest()
         self._follow(self._sums)
-        is_gone = came_back and not any(self._has_gradient)
+        is_gone = self._are_gone(came_back=came_back)
         states = tuple(
             "some" if has else None if p is None else "frozen" if not p.requires_grad else None if is_gone else "none"
             for has, p in zip(self._has_gradient, self._parameters, strict=True)
         )
-        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows, states)
+        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows, states, are_gone=is_gone)
         self._sums = None
         self._before.clear()
         for reader in self._readers.values():
             reader.settle()
         return found
+
+    def _are_gone(self, *, came_back: bool) -> bool:
+        is_required = any(p is not None and p.requires_grad for p in self._parameters)
+        return came_back and is_required and not any(self._has_gradient)
 
     def news(self) -> list[str]:
         """Return in sentences what was replaced since the last call."""

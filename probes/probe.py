@@ -199,15 +199,15 @@ class Probe:
         if self.optimizer is None:
             self._parameters.read_alone()
         elif not self._gauge.n_updates and self._gauge.scale is None:
-            self._event("no_update", complaints.NO_UPDATE)
+            self._faults.say("no_update", complaints.NO_UPDATE)
         if any(reading.is_repeated for reading in readings):
             self._faults.say("repeated_backward", complaints.REPEATED_BACKWARD)
         came_back = any(reading.came_back for reading in readings)
         self._read = self._parameters.take(came_back=came_back)
-        if came_back and self._read is not None and not any(self._read.has_gradient):
+        if self._read is not None and self._read.are_gone:
             self._faults.say("gradients_gone", complaints.GRADIENTS_GONE)
         for told in self._parameters.news():
-            self._event("replaced", told)
+            self._faults.say("replaced", told, key=told)
             self._gauge.follow(self.model)
         self._hold(readings, self._read)
 
@@ -255,7 +255,7 @@ class Probe:
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
-        if self._taps is None or not self._taps.readings:
+        if self._taps is None or not self._taps.readings or self._faults.are_too_many:
             return
         readings = self._taps.take()
         if self._n_steps == 0:

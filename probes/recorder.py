@@ -15,6 +15,7 @@ from .compiled import bare
 from .errors import ProbeError
 from .hooked import Hooked
 from .manifest import manifest
+from .optimizers import stepping
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
@@ -91,9 +92,13 @@ def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | 
             f"Expected a torch.nn.Module that runs as itself, got {type(model).__name__}. nn.DataParallel copies its "
             "modules at every forward: use DistributedDataParallel, or attach to one device's model."
         )
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise ProbeError(
+            f"Expected a {type(model).__name__} with all its parameters, got lazy ones. Run one forward before attach."
+        )
     several = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
     for each in several:
-        if not hasattr(each, "register_step_pre_hook"):
+        if stepping(each) is None:
             raise ProbeError(
                 f"Expected a torch.optim.Optimizer, several or none, got {type(each).__name__}. Pass the one inside it, or None."
             )

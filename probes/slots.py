@@ -27,6 +27,8 @@ class Slots:
         self.parameters: list[Tensor | None] = [named[name] for name in self.names]
         self.not_measured = _left_out(named)
         self._shapes = [named[name].shape for name in self.names]
+        self._left_out = set(named) - set(self.names)
+        self._added: list[str] = []
         self._look_up()
 
     def renew(self) -> list[str]:
@@ -34,20 +36,27 @@ class Slots:
         if all(held.get(key) is value for held, key, value in self._held):
             return []
         now = dict(self._model.named_parameters(remove_duplicate=False))
+        moved = {id(p): p for p in now.values()}
         replaced, gone = [], []
         for row, (name, shape) in enumerate(zip(self.names, self._shapes, strict=True)):
-            found = now.get(name)
+            # One that only got another name, as a layer that was wrapped, is the same.
+            found = moved.get(id(self.parameters[row]), now.get(name))
             if found is not None and (found.shape != shape or _why_not(found) is not None):
                 found = None
             if found is not self.parameters[row]:
                 (gone if found is None else replaced).append(name)
                 self.parameters[row] = found
         self._look_up()
+        known, named = {id(p) for p in self.parameters}, {*self.names, *self._left_out}
+        new = [name for name, p in self._model.named_parameters() if id(p) not in known and name not in named]
         told = []
         if replaced:
             told.append(f"{_count(replaced)} replaced: from here on the new ones are measured.")
         if gone:
             told.append(f"{_count(gone)} taken away or changed in shape: from here on they are not measured.")
+        added, self._added = [name for name in new if name not in self._added], new
+        if added:
+            told.append(f"{_count(added)} new since the probe was attached: not measured. Attach again to measure all.")
         return told
 
     def _look_up(self) -> None:

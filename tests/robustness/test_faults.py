@@ -186,6 +186,23 @@ def test_a_fault_is_recorded_once_and_what_works_goes_on(
         assert len(recording.table(table)) > 0, table
 
 
+def test_a_fault_that_comes_back_stops_nothing_and_too_many_kinds_are_said(
+    expected: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, row: int, tensor: object, flags: int = 0) -> None:
+        raise ValueError("always the same" if same_words else f"another, {next(number)}")
+
+    number = itertools.count()
+    monkeypatch.setattr("rheoscope.probes.statistics.Sheet.measure", fail)
+    for same_words, last_events in ((True, ["fault"]), (False, ["fault"] * 20 + ["gave_up"])):
+        model, probe = trained(tmp_path / str(same_words))
+
+        assert same(model, expected)
+        assert events(probe) == last_events
+        assert probe.recording.table("steps")["loss"].notna().all()
+        assert len(probe.recording.table("parameters")) == (2 if same_words else 0) * len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("name", SEAMS)
 def test_strict_raises_the_fault(name: str, tmp_path: Path) -> None:
     _, _, _, loop = train(tmp_path / "run", strict=True)

@@ -185,3 +185,37 @@ def test_an_optimizer_that_does_not_step_leaves_its_parameters_read(tmp_path: Pa
     assert row["gradient_rms"] == pytest.approx(expected, rel=1e-6)
     assert row[["update_rms"]].isna().all()
     assert probe.recording.table("steps")["gradient_norm"].notna().all()
+
+
+def test_an_optimizer_inside_a_wrapper_is_measured(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = NanoGPT().train()
+    called, wrapped = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.01))
+    assert not hasattr(wrapped, "_optimizer_step_pre_hooks")
+    with attach(called, wrapped, every=1, folder=tmp_path / "run", strict=True) as probe:
+        for step in range(2):
+            before = model.head.weight.detach().double().clone()
+            for micro in range(2):
+                with accelerator.accumulate(called):
+                    accelerator.backward(loss_of(called, batch_of(model, seed=2 * step + micro)))
+                    wrapped.step()
+                    wrapped.zero_grad()
+            moved = rms(model.head.weight.double() - before)
+            probe.step()
+
+    assert parameters(probe, 1).loc["head.weight", "update_rms"] == pytest.approx(moved, rel=2e-4)
+    assert probe.recording.table("steps")["micro_batches"].tolist() == [2, 2]
+
+
+def test_an_optimizer_that_the_probe_does_not_know_is_said_once(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    known, used = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    with attach(model, known, every=1, folder=tmp_path / "run") as probe:
+        for _ in range(5):
+            loss_of(model, batch_of(model)).backward()
+            used.step()
+            used.zero_grad()
+            probe.step()
+
+    assert events(probe) == ["no_update"]

@@ -151,6 +151,27 @@ def test_row_26_a_parameter_that_is_replaced_is_followed_by_its_name(tmp_path: P
     assert told["sentence"][1].startswith("1 parameter ('positions.weight') is taken away or changed in shape")
 
 
+def test_row_26_adapters_that_come_later_are_said_and_the_layers_inside_are_followed(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = NanoGPT()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def adapt(step: int) -> None:
+        if step == 1:
+            peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["qkv"]), model)
+            optimizer.param_groups[0]["params"] = [p for p in model.parameters() if p.requires_grad]
+
+    probe = train(model, tmp_path / "run", [optimizer], n_steps=3, before=adapt)
+
+    last, inner = parameters(probe, 2), model.blocks[0].attention.qkv.base_layer
+    assert set(last["gradient_state"]) == {"frozen"}
+    assert last.loc["blocks.0.attention.qkv.weight", "weight_rms"] == pytest.approx(rms(inner.weight), rel=1e-6)
+    assert events(probe) == ["replaced"]
+    told = probe.recording.table("events")["sentence"][0]
+    assert told.startswith("4 parameters ('blocks.0.attention.qkv.lora_A.default.weight', ")
+    assert "Attach again to measure all." in told
+
+
 def test_row_34_optimizers_that_step_inside_the_backward_are_said(tmp_path: Path) -> None:
     model = NanoGPT()
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import ORACLES, NanoGPT, batch_of, gradients, loss_of, rms
-from rheoscope.probes.errors import DiscoveryError
+from rheoscope.probes.errors import DiscoveryError, ProbeError
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.statistics import power_sums, statistics
 from torch import Tensor, nn
@@ -136,3 +136,12 @@ def test_row_28_a_model_on_the_meta_device_is_refused_in_words(tmp_path: Path) -
         attach(model, folder=tmp_path / "run", strict=True),
     ):
         model(torch.zeros(1, 4, dtype=torch.long, device="meta"))
+
+
+def test_row_28_parameters_without_values_yet_are_refused_in_words(tmp_path: Path) -> None:
+    model = NanoGPT()
+    model.head = nn.LazyLinear(61)
+
+    with pytest.raises(ProbeError, match=r"got lazy ones\. Run one forward before attach"):
+        attach(model, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
