@@ -55,10 +55,10 @@ class Faults:
             raise error
         known = isinstance(error, RheoscopeError)
         sentence = str(error) if known else f"{type(error).__name__} in the probe's {where}: {str(error)[:300]}"
-        if sentence not in self._failed and not self.are_too_many:
+        if sentence not in self._failed and len(self._failed) < MOST_FAULTS:
             self._failed.add(sentence)
             exc_info = None if known else error
             logger.warning("Training goes on without a part of the measurement. %s", sentence, exc_info=exc_info)
             self._tell("fault", sentence)
-            if self.are_too_many:
+            if len(self._failed) == MOST_FAULTS:
                 self.say("gave_up", GAVE_UP)
