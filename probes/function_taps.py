@@ -113,11 +113,12 @@ class FunctionTaps:
         if is_recomputing():
             return function(*args, **kwargs)
         if function is functional.multi_head_attention_forward:
-            self.attention.inside(args[4] if len(args) > 4 else kwargs.get("num_heads"))
+            n_heads = args[4] if len(args) > 4 else kwargs.get("num_heads")
+            self._guard("attention", lambda: self.attention.inside(n_heads))
             try:
                 return opened(mode, function, args, kwargs)
             finally:
-                self.attention.inside(None)
+                self._guard("attention", lambda: self.attention.inside(None))
         before = self.attention.before.get(function)
         if before is not None:
             self._guard("attention", lambda: self._measure(before(*args, **kwargs)))

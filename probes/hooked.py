@@ -120,7 +120,7 @@ class _HookedModule:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         if is_compiling():
             return
-        again = is_recomputing()
+        again = _is_in_backward()
         for call, position, see in self._entering:
             if self._is_now(call, again):
                 # A module may be called with its argument by position here and by keyword there.
@@ -133,7 +133,7 @@ class _HookedModule:
         # What counts calls leaves a trace in a graph that is compiled or exported.
         if is_compiling():
             return
-        again = is_recomputing()
+        again = _is_in_backward()
         for call, position, see in self._leaving:
             if call == self.n_calls if not again else self._is_now(call, again):
                 tensor = output if not position and isinstance(output, Tensor) else at(output, position)
@@ -150,4 +150,8 @@ class _HookedModule:
 def is_recomputing() -> bool:
     """Return whether a forward runs inside a backward: gradient checkpointing computes activations again."""
     # Asked first: dynamo cannot trace the other question.
-    return not is_compiling() and torch._C._current_graph_task_id() != -1
+    return not is_compiling() and _is_in_backward()
+
+
+def _is_in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)

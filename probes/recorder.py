@@ -75,7 +75,7 @@ def attach(
     )
     return Probe(
         model,
-        optimizer,
+        optimizer or None,
         Writer(Path(folder), head, resume=resume, strict=strict),
         sampler=Sampler(Stride(every) if schedule is None else schedule, triggered),
         scaler=scaler,

@@ -83,10 +83,20 @@ def _why_not(parameter: Tensor) -> str | None:
         return "the meta device"
     if parameter.layout is not torch.strided:
         return str(parameter.layout).removeprefix("torch.")
+    if type(parameter) not in (nn.Parameter, Tensor) and not _is_readable(parameter):
+        return type(parameter).__name__
     # Of quantised weights the scales stand elsewhere: the numbers alone are in no unit.
     if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
         return str(parameter.dtype).removeprefix("torch.")
     return None
+
+
+def _is_readable(parameter: Tensor) -> bool:
+    """Return whether a tensor of another library's kind gives its numbers; one spread over ranks is taken to."""
+    try:
+        return hasattr(parameter, "device_mesh") or parameter.detach().reshape(-1).to(torch.float32).numel() >= 0
+    except Exception:  # noqa: BLE001 - whatever it raises, it does not
+        return False
 
 
 def _left_out(named: dict[str, Tensor]) -> list[str]:

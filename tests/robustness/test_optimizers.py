@@ -219,3 +219,13 @@ def test_an_optimizer_that_the_probe_does_not_know_is_said_once(tmp_path: Path) 
             probe.step()
 
     assert events(probe) == ["no_update"]
+
+
+def test_no_optimizer_at_all_is_none(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    with attach(model, [], every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        probe.step()
+
+    assert events(probe) == []
+    assert parameters(probe)["gradient_rms"].notna().all()

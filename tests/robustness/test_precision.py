@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,30 @@ def test_row_28_parameters_that_have_no_norm_are_said_not_to_be_measured(tmp_pat
     table = parameters(probe)
     assert sorted(table.index) == sorted(name for name, _ in NanoGPT().named_parameters())
     assert table["update_rms"].notna().all()
+
+
+class Packed(Tensor):
+    """Weights of another library, which it alone can read."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("reshape", "to", "dot", "norm", "square"):
+            raise NotImplementedError(f"{func.__name__} of packed weights")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_row_28_weights_that_only_another_library_reads_cost_no_other(tmp_path: Path) -> None:
+    model = NanoGPT()
+    model.blocks[0].packed = nn.Parameter(torch.ones(3).as_subclass(Packed), requires_grad=False)
+    with pytest.raises(NotImplementedError):
+        model.blocks[0].packed.norm()
+
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    probe = train(model, tmp_path / "run", [optimizer])
+
+    said = "1 parameter ('blocks.0.packed') is of Packed: not measured."
+    assert said in probe.recording.manifest["not_measured"]
+    assert sorted(parameters(probe).index) == sorted(name for name, _ in NanoGPT().named_parameters())
 
 
 def test_row_28_a_model_on_the_meta_device_is_refused_in_words(tmp_path: Path) -> None:
