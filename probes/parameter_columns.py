@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from .anatomy import Anatomy
 from .biases import biased
-from .parameters import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterTaps
+from .parameter_numbers import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT
+from .parameters import ParameterTaps
 
 Columns = dict[str, Any]
 

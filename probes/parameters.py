@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,44 +12,11 @@ from .adam import AdamReader
 from .anatomy import Anatomy
 from .kernels import by_c, by_torch
 from .optimizers import Optimizers
+from .parameter_numbers import GRADIENT, N_PARTS, TURN, UPDATE, WEIGHT, ParameterNumbers
 from .parameter_places import places, roles
 from .slots import Slots, outside
 
-N_PARTS = 8  # columns of a row of sums
-GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
 LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
-
-
-@dataclass(frozen=True)
-class ParameterNumbers:
-    """What one step gave.
-
-    Attributes:
-        sums: shape (parameters, 8), on the device, NaN where not measured; used again by the next step.
-        has_gradient: who has one.
-        rows: parameter -> its row.
-        states: of each gradient: some, none, frozen where none is required, None where it is not known.
-        are_gone: whether gradients came, and were cleared before they could be read.
-    """
-
-    sums: Tensor
-    has_gradient: tuple[bool, ...]
-    rows: Mapping[Tensor, int]
-    states: tuple[str | None, ...]
-    are_gone: bool = False
-
-    @property
-    def gradient_norm(self) -> Tensor | None:
-        """Norm of the whole gradient, on the device; None where no parameter has one."""
-        return self.norm_of(self.rows)
-
-    def norm_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
-        """Return the norm of the gradient of some parameters, on the device; None where none of them has one."""
-        rows = [row for p in parameters if (row := self.rows.get(p)) is not None and self.has_gradient[row]]
-        if not rows:
-            return None
-        column = self.sums[:, GRADIENT]
-        return (column if len(rows) == len(column) else column[rows]).sum().sqrt()
 
 
 class ParameterTaps:
@@ -150,7 +115,6 @@ class ParameterTaps:
     def read_alone(self) -> None:
         """Read gradients and weights where no optimizer stepped."""
         self._open()
-        self._read_rest()
 
     def take(self, *, came_back: bool = False) -> ParameterNumbers | None:
         """Return what was read since the last call; None where nothing was.
@@ -160,23 +124,19 @@ class ParameterTaps:
         """
         if self._sums is None:
             return None
-        self._read_rest()
+        missed = self._read_rest()
+        unknown = missed if came_back else set()
         self._follow(self._sums)
-        is_gone = self._are_gone(came_back=came_back)
         states = tuple(
-            "some" if has else None if p is None else "frozen" if not p.requires_grad else None if is_gone else "none"
-            for has, p in zip(self._has_gradient, self._parameters, strict=True)
+            "some" if has else None if p is None or row in unknown else "none" if p.requires_grad else "frozen"
+            for row, (has, p) in enumerate(zip(self._has_gradient, self._parameters, strict=True))
         )
-        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows, states, are_gone=is_gone)
+        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows, states, len(unknown))
         self._sums = None
         self._before.clear()
         for reader in self._readers.values():
             reader.settle()
         return found
-
-    def _are_gone(self, *, came_back: bool) -> bool:
-        is_required = any(p is not None and p.requires_grad for p in self._parameters)
-        return came_back and is_required and not any(self._has_gradient)
 
     def news(self) -> list[str]:
         """Return in sentences what was replaced since the last call."""
@@ -225,13 +185,17 @@ class ParameterTaps:
             members is known and len(members) == n for members, (known, n) in zip(now, self._indexed, strict=True)
         )
 
-    def _read_rest(self) -> None:
-        for row in self._unread:
+    def _read_rest(self) -> set[int]:
+        """Read what no optimizer's step had read; return the rows of which none has a gradient left, though they need one."""
+        rest, self._unread = self._unread, set()
+        for row in rest:
             parameter = self._parameters[row]
             if parameter is not None:
                 self._read_gradient(row, parameter)
                 self._read_weight(row, parameter)
-        self._unread.clear()
+        if any(self._has_gradient[row] for row in rest):
+            return set()
+        return {row for row in rest if (p := self._parameters[row]) is not None and p.requires_grad}
 
     def _read_gradient(self, row: int, parameter: Tensor) -> None:
         gradient = parameter.grad

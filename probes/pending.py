@@ -15,7 +15,8 @@ from .columns import ActivationColumns, Numbers
 from .host_copies import HostCopy
 from .kernels import POWERS
 from .parameter_columns import ParameterColumns
-from .parameters import ParameterNumbers, ParameterTaps
+from .parameter_numbers import ParameterNumbers
+from .parameters import ParameterTaps
 from .reading import Reading
 from .sites import Layout
 

@@ -23,7 +23,8 @@ from .errors import ProbeError
 from .faults import Faults
 from .host_copies import ScalarCopies
 from .optimizers import Optimizers
-from .parameters import ParameterNumbers, ParameterTaps
+from .parameter_numbers import ParameterNumbers
+from .parameters import ParameterTaps
 from .pending import Pending
 from .reading import Reading
 from .recording import Recording

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .clipping import ClipWatch
 from .optimizers import Optimizers
-from .parameters import ParameterNumbers
+from .parameter_numbers import ParameterNumbers
 from .scalars import on_host
 
 Guard = Callable[[str, Callable[[], None]], None]

@@ -187,6 +187,24 @@ def test_an_optimizer_that_does_not_step_leaves_its_parameters_read(tmp_path: Pa
     assert probe.recording.table("steps")["gradient_norm"].notna().all()
 
 
+def test_gradients_of_an_optimizer_that_was_skipped_and_cleared_are_unknown(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    first, second = muon_and_adam(model)
+    with attach(model, [first, second], every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        second.step()
+        first.zero_grad()
+        second.zero_grad()
+        probe.step()
+
+    table, owned = parameters(probe), {id(p) for group in first.param_groups for p in group["params"]}
+    mine = [name for name, p in model.named_parameters() if id(p) in owned]
+    assert table.loc[mine, "gradient_state"].isna().all(), "not known is not none"
+    assert set(table.drop(mine)["gradient_state"]) == {"value"}
+    assert probe.recording.table("steps")["gradient_norm"].isna().all(), "a part is not the whole"
+    assert probe.recording.table("groups")["gradient_norm"].notna().tolist() == [False, True]
+
+
 def test_an_optimizer_inside_a_wrapper_is_measured(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
