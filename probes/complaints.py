@@ -28,3 +28,6 @@ GRADIENTS_GONE = (
     "one, and how large, is not known. Pass the optimizer to attach, or call probe.step(loss) before zero_grad(); where "
     "optimizers step inside the backward, only weights can be measured."
 )
+LEFT_OPEN = (
+    "The program ended without probe.close(): the recording was closed as it ended. Use attach in a with statement."
+)

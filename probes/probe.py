@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from . import complaints
 from .anatomy import Anatomy
+from .at_exit import at_exit
 from .batches import Arguments
 from .compiled import EAGER, IN_GRAPH, bare, compilation
 from .discovery import discover
@@ -78,6 +79,8 @@ class Probe:
         if self._optimizers is not None:
             self._optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
 
+        self._take_back_exit = at_exit(self._close_left)
+
     def __enter__(self) -> Self:
         """Return the probe."""
         return self
@@ -127,6 +130,7 @@ class Probe:
         if self._is_closed:
             return
         self._is_closed = True
+        self._take_back_exit()
         with contextlib.ExitStack() as rest:
             # Each on its own, from the last to the first: where one fails the others are done.
             for part in (self._writer.close, self._flush, self._keep_unstepped, *self._ends()):
@@ -284,6 +288,10 @@ class Probe:
                 self._taps.relations.write(self._writer.columns)
         finally:
             self._writer.flush()
+
+    def _close_left(self) -> None:
+        self._event("left_open", complaints.LEFT_OPEN)
+        self.close()
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 from oracles import NanoGPT, batch_of, loss_of
@@ -328,6 +332,38 @@ def test_a_full_disk_in_the_middle_of_a_write_ends_the_recording_alone(
     assert same(model, bare)
     assert recording.manifest["status"] == "cut off: the disk was full"
     assert 0 < recording.table("activations")["step"].nunique() < N_STEPS
+
+
+LEFT = """
+import os, sys, torch
+from oracles import NanoGPT, batch_of, loss_of
+from rheoscope.probes.recorder import attach
+model = NanoGPT().train()
+probe = attach(model, every=1, folder=sys.argv[1])
+for step in range(3):
+    loss = loss_of(model, batch_of(model, seed=step))
+    loss.backward()
+    probe.step(loss)
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+raise RuntimeError("the loop ends badly")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_program_that_ends_without_close_keeps_every_step(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(oracles.__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", LEFT, str(tmp_path / "run")]
+
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    recording = Recording.load(tmp_path / "run")
+    assert result.stderr.strip().endswith("RuntimeError: the loop ends badly")
+    assert recording.manifest["status"] == "closed"
+    assert recording.table("steps")["step"].tolist() == [0, 1, 2]
+    assert sorted(recording.table("activations")["step"].unique()) == [0, 1, 2]
+    assert recording.table("events")["kind"].tolist() == ["left_open"]
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 1e6, 0.0])
