@@ -78,5 +78,5 @@ def _is_trained(module: nn.Module) -> bool:
         and torch.is_grad_enabled()
         and not is_recomputing()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch._C._is_tracing()
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class Slots:
             return []
         now = dict(self._model.named_parameters(remove_duplicate=False))
         moved = {id(p): p for p in now.values()}
-        replaced, gone = [], []
+        replaced: list[str] = []
+        gone: list[str] = []
         for row, (name, shape) in enumerate(zip(self.names, self._shapes, strict=True)):
             # One that only got another name, as a layer that was wrapped, is the same.
             found = moved.get(id(self.parameters[row]), now.get(name))
@@ -99,7 +100,7 @@ def _is_readable(parameter: Tensor) -> bool:
         return False
 
 
-def _left_out(named: dict[str, Tensor]) -> list[str]:
+def _left_out(named: Mapping[str, Tensor]) -> list[str]:
     by_kind: dict[str, list[str]] = {}
     for name, parameter in named.items():
         kind = _why_not(parameter)
