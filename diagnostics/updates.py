@@ -89,30 +89,37 @@ def _all_too_far(middle: float, first: int, last: int) -> Finding:
 
 
 def untrained(tables: Tables) -> list[Finding]:
-    """Report parameters that never received a gradient while others did."""
+    """Report parameters that require a gradient and never received one while others did.
+
+    Inside a block that is a fault (checkpointing that cuts the graph, a detach); elsewhere a part may be unused on purpose.
+    """
     rows = tables.parameters
     if not (rows["gradient_state"] == "value").any():
         return []
-    reached = set(rows.loc[rows["gradient_state"] != "none", "name"])
-    never = rows[~rows["name"].isin(reached)]
+    is_none = rows["gradient_state"] == "none"
+    reached = set(rows.loc[~is_none & (rows["gradient_state"] != "frozen"), "name"])
+    never = rows[is_none & ~rows["name"].isin(reached)]
     names = sorted(never["name"].astype(str).unique())
     if not names:
         return []
-    blocks = sorted({int(block) for block in never["block"] if block >= 0})
+    inside = never[never["block"] >= 0]
+    blocks = sorted({int(block) for block in inside["block"]})
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return [
         Finding(
             code="no-gradient",
-            severity="info",  # frozen on purpose (adapters) and forgotten look alike here
-            confidence=1.0,
+            severity="warning" if len(inside) else "info",
+            confidence=0.9,
             block=blocks[0] if len(blocks) == 1 else None,
             component="parameters",
             module_path=names[0] if len(names) == 1 else "",
             step=int(never["step"].min()),
-            sentence=f"{len(names)} parameter{'s' if len(names) > 1 else ''} never received a gradient: {shown}.",
+            sentence=f"{len(names)} parameter{'s require' if len(names) > 1 else ' requires'} a gradient and never received one: "
+            f"{shown}.",
             evidence=Evidence(
                 "parameters without a gradient", float(len(names)), 0.0, "every parameter in use receives one"
             ),
-            remedy="Fine if frozen or unused on purpose; otherwise look for a detach, or for an input without gradients.",
+            remedy="Freeze them if that is meant. Otherwise look for a detach, or for reentrant checkpointing of inputs that "
+            "require no gradient (enable_input_require_grads, or use_reentrant=False).",
         )
     ]

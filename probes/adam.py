@@ -86,6 +86,10 @@ class AdamReader:
         moved = (parameter.detach().to(wide) - before.to(wide)).square().sum()
         self._compared.append((told.clone(), moved, before.to(wide).square().sum()))
 
+    def forget(self) -> None:
+        """Look parameters and their states up again: some were replaced."""
+        self._known.clear()
+
     def settle(self) -> None:
         """Decide, where a comparison was made, whether the state tells the updates; the host waits for it."""
         for told, moved, size in self._compared:

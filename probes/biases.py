@@ -19,8 +19,10 @@ class BiasTaps:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         """Look the biases up."""
-        parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-        self._biases = [parameters[str(branch.output_bias)] for branch in biased(anatomy, set(parameters))]
+        names = {name for name, p in model.named_parameters() if p.is_floating_point()}
+        paths = [str(branch.output_bias).rpartition(".") for branch in biased(anatomy, names)]
+        # By name: a parameter may be replaced.
+        self._biases = [(model.get_submodule(path)._parameters, name) for path, _, name in paths]
 
     def room(self, device: torch.device) -> Tensor:
         """Return room for one reading: a sum of squares each, NaN for now."""
@@ -29,8 +31,11 @@ class BiasTaps:
 
     def read(self, to: Tensor) -> None:
         """Write the sums of squares."""
-        for index, bias in enumerate(self._biases):
-            if to.is_cpu and by_c.is_float32(bias):
+        for index, (parameters, name) in enumerate(self._biases):
+            bias = parameters.get(name)
+            if bias is None:
+                to[index] = torch.nan
+            elif to.is_cpu and by_c.is_float32(bias):
                 by_c.kernel.squares(bias.data_ptr(), bias.numel(), to.data_ptr() + 8 * index, 0)
             else:
                 wide = bias.detach().to(by_torch.wide_dtype(bias.device))

@@ -80,7 +80,7 @@ def examine(
         numbers = parameters.take()
         pending.add(0, taps.take(), numbers)
         pending.write(log.append)
-        hidden = [*taps.layout.not_measured, *anatomy.problems]
+        hidden = [*taps.layout.not_measured, *anatomy.problems, *parameters.not_measured]
         if taps.relations is not None:
             told = taps.relations.take(0)
             hidden += [told] if told else []

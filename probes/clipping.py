@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad
 INNER = "_clip_grads_with_norm_"
 PUBLIC = "clip_grads_with_norm_"
 SMALL = 1e-6  # what torch adds to the norm before it divides by it
+Guard = Callable[[str, Callable[[], None]], None]
 See = Callable[[list[Tensor], float, Tensor], None]
 
 _watchers: list[weakref.WeakMethod[See]] = []  # a probe that is dropped unclosed watches no more
@@ -29,14 +30,19 @@ class ClipWatch:
         is_on: whether this version of torch has the function that is watched.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Start to watch."""
-        self._members = {id(parameter) for parameter in model.parameters()}
+    def __init__(self, model: nn.Module, guard: Guard) -> None:
+        """Start to watch; ``guard(where, action)`` keeps errors of ours away from the loop that clips."""
+        self._guard = guard
+        self.follow(model)
         self._clipped: set[int] = set()
         self._energy: Tensor | None = None
         self._coefficient: Tensor | None = None
         self.is_on = _watch(self._see)
         weakref.finalize(self, _put_back)
+
+    def follow(self, model: nn.Module) -> None:
+        """Watch the parameters that the model has now."""
+        self._members = {id(parameter) for parameter in model.parameters()}
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the norm before clipping and the smallest coefficient, on the device; None where nothing was clipped."""
@@ -50,6 +56,9 @@ class ClipWatch:
         _unwatch(self._see)
 
     def _see(self, parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
+        self._guard("clipping", lambda: self._take_in(parameters, max_norm, total_norm))
+
+    def _take_in(self, parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
         mine = {id(parameter) for parameter in parameters} & self._members
         if not mine or type(total_norm) is not Tensor:
             return

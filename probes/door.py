@@ -10,27 +10,28 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .hooked import Hook
+from .hooked import Fail, Hook, is_recomputing
 
 Begins = Callable[[tuple[Any, ...], Mapping[str, Any]], None]
 Ends = Callable[[bool], None]
 
 
 class Door:
-    """Calls ``begins(args, kwargs)`` and ``ends(has_failed)`` around every forward of ``model`` in training mode."""
+    """Calls ``begins(args, kwargs)`` and ``ends(has_failed)`` around every forward that ``model`` learns from."""
 
-    def __init__(self, model: nn.Module, begins: Begins, ends: Ends) -> None:
-        """Watch the model; neither callable may raise unless training is to stop."""
+    def __init__(self, model: nn.Module, begins: Begins, ends: Ends, fail: Fail) -> None:
+        """Watch the model; ``fail(error)`` is told of errors, and must not raise unless training is to stop."""
         self._model, self._begins, self._ends = model, begins, ends
+        self._is_open = False
         self._compiled: Any = model._compiled_call_impl
+        self._enters, self._leaves = Hook(self._enter, fail), Hook(self._leave, fail)
         self._handles: list[RemovableHandle] = []
         if self._compiled is not None:
             # All hooks of a module that compiled itself are inside its graph.
             model._compiled_call_impl = self._call
         else:
-            enter, leave = Hook(self._enter), Hook(self._leave)
-            self._handles.append(model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-            self._handles.append(model.register_forward_hook(leave, always_call=True))
+            self._handles.append(model.register_forward_pre_hook(self._enters, with_kwargs=True, prepend=True))
+            self._handles.append(model.register_forward_hook(self._leaves, always_call=True))
 
     def close(self) -> None:
         """Watch no longer."""
@@ -41,25 +42,41 @@ class Door:
             self._model._compiled_call_impl = self._compiled
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        self._enter(self._model, args, kwargs)
+        self._enters(self._model, args, kwargs)
+        output = None
         try:
             output = self._compiled(*args, **kwargs)
-        except BaseException:
-            self._ends(True)
-            raise
-        self._ends(False)
+        finally:
+            self._leaves(self._model, args, output)
         return output
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # While a graph is traced this is all that dynamo sees of us: a constant.
-        if not torch.compiler.is_compiling() and module.training and not _is_transformed():
+        if not torch.compiler.is_compiling() and module is self._model and _is_trained(module):
             self._begins(args, kwargs)
+            # Afterwards: discovery runs forwards of its own inside.
+            self._is_open = True
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
         if not torch.compiler.is_compiling():
-            self._ends(output is None and sys.exc_info()[0] is not None)
+            self._end(has_failed=output is None and sys.exc_info()[0] is not None)
+
+    def _end(self, *, has_failed: bool) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._ends(has_failed)
 
 
-def _is_transformed() -> bool:
-    """Return whether a transform of torch.func runs: its tensors have no memory that could be read."""
-    return bool(torch._C._functorch.peek_interpreter_stack() is not None)
+def _is_trained(module: nn.Module) -> bool:
+    """Return whether a forward that begins now is one to learn from.
+
+    One without gradients is generation or evaluation, whatever the model's mode; one inside a backward repeats a forward;
+    tensors that are traced, or transformed by torch.func, have no memory that could be read.
+    """
+    return (
+        module.training
+        and torch.is_grad_enabled()
+        and not is_recomputing()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._is_tracing()
+    )

@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 from .errors import RheoscopeError
 
-MOST_FAULTS = 20  # errors inside the probe before it gives up measuring
+MOST_FAULTS = 20  # different errors inside the probe before it gives up measuring
+MOST_SAID = 100
+GAVE_UP = (
+    f"{MOST_FAULTS} different errors inside the probe: from here on it measures nothing but losses and learning rates."
+)
 logger = logging.getLogger("rheoscope")
 Tell = Callable[[str, str], None]
 
@@ -18,18 +22,18 @@ class Faults:
     def __init__(self, tell: Tell, *, strict: bool) -> None:
         """Tell ``tell(kind, sentence)`` of everything once; ``strict`` raises errors."""
         self._tell, self._strict = tell, strict
-        self._n = 0
         self._said: set[str] = set()
+        self._failed: set[str] = set()
 
     @property
     def are_too_many(self) -> bool:
         """Whether the probe should measure no more."""
-        return self._n >= MOST_FAULTS
+        return len(self._failed) >= MOST_FAULTS
 
-    def say(self, kind: str, sentence: str) -> None:
-        """Log and record once what the user should change."""
-        if kind not in self._said:
-            self._said.add(kind)
+    def say(self, kind: str, sentence: str, *, key: str = "") -> None:
+        """Log and record once what the user should know: once a kind, or once a ``key``."""
+        if (key or kind) not in self._said and len(self._said) < MOST_SAID:
+            self._said.add(key or kind)
             logger.warning(sentence)
             self._tell(kind, sentence)
 
@@ -49,11 +53,12 @@ class Faults:
         """Log and record an error of ours once; raise it where the user asked for that."""
         if self._strict:
             raise error
-        self._n += 1
         known = isinstance(error, RheoscopeError)
         sentence = str(error) if known else f"{type(error).__name__} in the probe's {where}: {str(error)[:300]}"
-        if sentence not in self._said and len(self._said) < MOST_FAULTS:
-            self._said.add(sentence)
+        if sentence not in self._failed and len(self._failed) < MOST_FAULTS:
+            self._failed.add(sentence)
             exc_info = None if known else error
             logger.warning("Training goes on without a part of the measurement. %s", sentence, exc_info=exc_info)
             self._tell("fault", sentence)
+            if len(self._failed) == MOST_FAULTS:
+                self.say("gave_up", GAVE_UP)

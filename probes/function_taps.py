@@ -43,7 +43,7 @@ class FunctionTaps:
         self.attention = AttentionCalls(anatomy, is_exact=exact_logits)
         self.experts = ExpertCalls(model, anatomy)
         self._guard = guard
-        self._running = Running(model, anatomy)
+        self._running = Running(model, anatomy, self.failed)
         self._n_forwards = 0
         self._mode: WatchMode | None = None
         self._watched = {
@@ -59,8 +59,10 @@ class FunctionTaps:
 
     def detach(self) -> None:
         """Unhook them."""
-        self.end()
-        self._running.detach()
+        try:
+            self.end()
+        finally:
+            self._running.detach()
 
     def begin(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
         """Start to look, as a forward begins with these arguments: call it in the model's forward pre-hook."""
@@ -111,11 +113,12 @@ class FunctionTaps:
         if is_recomputing():
             return function(*args, **kwargs)
         if function is functional.multi_head_attention_forward:
-            self.attention.inside(args[4] if len(args) > 4 else kwargs.get("num_heads"))
+            n_heads = args[4] if len(args) > 4 else kwargs.get("num_heads")
+            self._guard("attention", lambda: self.attention.inside(n_heads))
             try:
                 return opened(mode, function, args, kwargs)
             finally:
-                self.attention.inside(None)
+                self._guard("attention", lambda: self.attention.inside(None))
         before = self.attention.before.get(function)
         if before is not None:
             self._guard("attention", lambda: self._measure(before(*args, **kwargs)))
@@ -125,9 +128,16 @@ class FunctionTaps:
             self._guard("attention", lambda: remember(result))
         routes = self.experts.after.get(function)
         if routes is not None:
-            moment = self._running.now
-            self._guard("experts", lambda: self._quietly(routes(moment, result, tuple(args), kwargs)))
+            self._guard("experts", lambda: self._quietly(routes(self._running.now, result, tuple(args), kwargs)))
         return result
+
+    def failed(self, error: Exception) -> None:
+        """Tell of an error in a hook as of one in a measurement."""
+
+        def again() -> None:
+            raise error
+
+        self._guard("forward", again)
 
     def _measure(self, action: Callable[[Any], None] | None) -> None:
         if action is not None:

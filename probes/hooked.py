@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import Point
@@ -15,6 +16,7 @@ from .errors import ProbeError
 
 See = Callable[[Tensor], None]
 View = Callable[[Point], See]
+Fail = Callable[[Exception], None]
 
 
 class Hook:
@@ -24,16 +26,22 @@ class Hook:
     would stop ``torch.save(model)``. Reading such a file back needs Rheoscope to be importable.
     """
 
-    __slots__ = ("_action",)
+    __slots__ = ("_action", "_fail")
 
-    def __init__(self, action: Callable[..., None] | None = None) -> None:
-        """Wrap ``action``; None does nothing."""
-        self._action = action
+    def __init__(self, action: Callable[..., None] | None = None, fail: Fail | None = None) -> None:
+        """Wrap ``action``; None does nothing. ``fail(error)`` is told of its errors, which come out where there is none."""
+        self._action, self._fail = action, fail
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Run the action, and never change what passes."""
-        if self._action is not None:
+        if self._action is None:
+            return
+        try:
             self._action(*args, **kwargs)
+        except Exception as error:
+            if self._fail is None:
+                raise
+            self._fail(error)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         """Return a hook that does nothing."""
@@ -51,13 +59,14 @@ class Hooked:
     calls that were counted before.
     """
 
-    def __init__(self, model: nn.Module, points: Iterable[Point], view: View) -> None:
+    def __init__(self, model: nn.Module, points: Iterable[Point], view: View, fail: Fail | None = None) -> None:
         """Register the hooks; ``remove`` takes them off.
 
         Args:
             model: the model.
             points: where to look.
             view: called once a point, now; returns what is called with every tensor that passes there.
+            fail: told of errors while a forward runs; without it they come out.
 
         Raises:
             ProbeError: the model has no module at one of the points; nothing is hooked.
@@ -75,7 +84,7 @@ class Hooked:
                 "none."
             )
         for path, mine in by_module.items():
-            self._modules.append(_HookedModule(modules[path], [(point, view(point)) for point in mine]))
+            self._modules.append(_HookedModule(modules[path], [(point, view(point)) for point in mine], fail))
 
     def restart(self) -> None:
         """Count calls from 0 again: a new forward begins."""
@@ -92,16 +101,16 @@ class Hooked:
 class _HookedModule:
     """The hooks of one module; the call that runs is number ``n_calls`` until it has ended."""
 
-    def __init__(self, module: nn.Module, views: list[tuple[Point, See]]) -> None:
+    def __init__(self, module: nn.Module, views: list[tuple[Point, See]], fail: Fail | None) -> None:
         self.n_calls = 0
         self._entering = [(p.call, p.position, see) for p, see in views if p.side == "input"]
         self._leaving = [(p.call, p.position, see) for p, see in views if p.side == "output"]
         # Counted where the call ends; without always_call a call that raises would be counted never, and all is over.
         # What a model returns is seen before hooks that were put on it earlier: a probe's own end the forward.
         is_model = any(not p.module_path for p, _ in views)
-        self._handles: list[RemovableHandle] = [module.register_forward_hook(Hook(self._after), prepend=is_model)]
+        self._handles: list[RemovableHandle] = [module.register_forward_hook(Hook(self._after, fail), prepend=is_model)]
         if self._entering:
-            self._handles.append(module.register_forward_pre_hook(Hook(self._before), with_kwargs=True))
+            self._handles.append(module.register_forward_pre_hook(Hook(self._before, fail), with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -109,7 +118,9 @@ class _HookedModule:
             handle.remove()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        again = is_recomputing()
+        if is_compiling():
+            return
+        again = _is_in_backward()
         for call, position, see in self._entering:
             if self._is_now(call, again):
                 # A module may be called with its argument by position here and by keyword there.
@@ -119,7 +130,10 @@ class _HookedModule:
                     see(tensor)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
-        again = is_recomputing()
+        # What counts calls leaves a trace in a graph that is compiled or exported.
+        if is_compiling():
+            return
+        again = _is_in_backward()
         for call, position, see in self._leaving:
             if call == self.n_calls if not again else self._is_now(call, again):
                 tensor = output if not position and isinstance(output, Tensor) else at(output, position)
@@ -136,4 +150,8 @@ class _HookedModule:
 def is_recomputing() -> bool:
     """Return whether a forward runs inside a backward: gradient checkpointing computes activations again."""
     # Asked first: dynamo cannot trace the other question.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not is_compiling() and _is_in_backward()
+
+
+def _is_in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -13,6 +13,8 @@ from torch import nn
 
 from .schema import FORMAT
 
+MOST_TIED = 1000  # parameters with several names that are listed
+
 
 def manifest(
     model: nn.Module, *, every: int | None, label: str, schedule: object = None, triggered: int = 0
@@ -31,6 +33,7 @@ def manifest(
             "n_parameters": sum(p.numel() for p in parameters),
             "dtype": ", ".join(dtypes),
             "device": ", ".join(sorted({p.device.type for p in parameters})),
+            "tied": _tied(model),
         },
         "schedule": {"every": every, "words": _words(schedule), "triggered": triggered},
         "gradients": "as the optimizer saw them, after any clipping; divided by the loss scale where the scaler was given",
@@ -44,6 +47,14 @@ def own_version() -> str:
         return version("rheoscope")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Return the names of every parameter that has several, each once; the first is the one used in the tables."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [several for several in names.values() if len(several) > 1][:MOST_TIED]
 
 
 def _words(schedule: object) -> str | None:

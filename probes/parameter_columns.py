@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from .anatomy import Anatomy
 from .biases import biased
-from .parameters import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterTaps
+from .parameter_numbers import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT
+from .parameters import ParameterTaps
 
 Columns = dict[str, Any]
 
@@ -41,14 +42,15 @@ class ParameterColumns:
             "module_path": [b.output_bias for b in with_bias],
         }
 
-    def of(self, steps: Sequence[int], sums: np.ndarray, has: np.ndarray) -> Columns:
+    def of(self, steps: Sequence[int], sums: np.ndarray, states: np.ndarray) -> Columns:
         """Return the columns of table parameters.
 
         Args:
             steps: their numbers.
             sums: shape (steps, parameters, 8).
-            has: which parameters had a gradient, shape (steps, parameters).
+            states: of the gradients, as of ``ParameterNumbers``, shape (steps, parameters).
         """
+        has = states == "some"
         means = sums / np.maximum(1, self._n)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             weight, update = np.sqrt(means[..., WEIGHT]), np.sqrt(means[..., UPDATE])
@@ -64,7 +66,7 @@ class ParameterColumns:
                 "below_epsilon_share": means[..., BELOW],
                 "direction_cosine": sums[..., TURN],
             }
-        state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), "none")
+        state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), states)
         columns: Columns = {name: pa.concat_arrays([values_] * len(steps)) for name, values_ in self._constant.items()}
         columns |= {name: pa.array(value.reshape(-1), from_pandas=True) for name, value in values.items()}
         columns["gradient_state"] = pa.array(state.reshape(-1).tolist())

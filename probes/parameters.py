@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from .adam import AdamReader
 from .anatomy import Anatomy
 from .kernels import by_c, by_torch
+from .optimizers import Optimizers
+from .parameter_numbers import GRADIENT, N_PARTS, TURN, UPDATE, WEIGHT, ParameterNumbers
+from .parameter_places import places, roles
+from .slots import Slots, outside
 
-N_PARTS = 8  # columns of a row of sums
-GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
 LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
-
-
-@dataclass(frozen=True)
-class ParameterNumbers:
-    """What one step gave.
-
-    Attributes:
-        sums: shape (parameters, 8), on the device, NaN where not measured; used again by the next step.
-        has_gradient: who has one.
-        rows: parameter -> its row.
-    """
-
-    sums: Tensor
-    has_gradient: tuple[bool, ...]
-    rows: Mapping[Tensor, int]
-
-    @property
-    def gradient_norm(self) -> Tensor | None:
-        """Norm of the whole gradient, on the device; None where no parameter has one."""
-        return self.norm_of(self.rows)
-
-    def norm_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
-        """Return the norm of the gradient of some parameters, on the device; None where none of them has one."""
-        rows = [row for p in parameters if (row := self.rows.get(p)) is not None and self.has_gradient[row]]
-        if not rows:
-            return None
-        column = self.sums[:, GRADIENT]
-        return (column if len(rows) == len(column) else column[rows]).sum().sqrt()
 
 
 class ParameterTaps:
@@ -55,107 +26,180 @@ class ParameterTaps:
     weights are copied before the step, which takes the memory of the parameters once more.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, optimizer: Optimizer | None) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, optimizers: Optimizers | None) -> None:
         """Name and place the parameters; a tied one counts once."""
-        self._parameters = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
-        self._places = _places(anatomy)
-        self._roles = _roles(anatomy, {name: p.dim() for name, p in self._parameters})
-        self._optimizer: Any = optimizer
-        self._adam = AdamReader(optimizer) if optimizer is not None and AdamReader.reads(optimizer) else None
-        self._rows: dict[Tensor, int] = {p: row for row, (_, p) in enumerate(self._parameters)}
+        self._slots = Slots(model)
+        self._parameters = self._slots.parameters
+        self._places = places(anatomy)
+        axes = {name: p.dim() for name, p in zip(self._slots.names, self._parameters, strict=True) if p is not None}
+        self._roles = roles(anatomy, axes)
+        self._sizes = [0 if p is None else p.numel() for p in self._parameters]
+        self._optimizers = () if optimizers is None else optimizers.all
+        self._readers = {id(each): AdamReader(each) for each in self._optimizers if AdamReader.reads(each)}
         self._sums: Tensor | None = None
         self._buffer: Tensor | None = None
         self._has_gradient: list[bool] = []
+        self._unread: set[int] = set()
+        self._stepped: set[int] = set()
         self._before: dict[int, Tensor] = {}
         self._vectors: dict[int, Tensor] = {}
         self._followed = [
-            (row, p)
-            for row, (name, p) in enumerate(self._parameters)
-            if p.dim() == 1 and self._roles[name] in ("bias", "norm_bias") and p.numel() <= LONGEST_VECTOR
+            row
+            for row, name in enumerate(self._slots.names)
+            if axes[name] == 1 and self._roles[name] in ("bias", "norm_bias") and self._sizes[row] <= LONGEST_VECTOR
         ]
-        self._is_read = False
+        self._news: list[str] = []
+        self._index()
+        free = [
+            name
+            for row, (name, p) in enumerate(zip(self._slots.names, self._parameters, strict=True))
+            if self._optimizers and row in self._free and p is not None and p.requires_grad
+        ]
+        self.not_measured = [*self._slots.not_measured, *outside(free)]
 
-    def before_step(self) -> None:
-        """Read the gradients and copy the weights, where they cannot be read from the optimizer's state afterwards."""
-        self._open()
-        if self._adam is not None and self._adam.is_trusted:
+    def before_step(self, optimizer: Any, *, has_closure: bool = False) -> None:
+        """Read the gradients and copy the weights, where they cannot be read from the optimizer's state afterwards.
+
+        Args:
+            optimizer: the one that is about to step.
+            has_closure: whether gradients may come while it steps.
+        """
+        key = id(optimizer)
+        if self._sums is None or key in self._stepped:
+            self._open()
+        self._stepped.add(key)
+        reader = self._readers.get(key)
+        if reader is not None and reader.is_trusted:
             return
-        is_scaled = getattr(self._optimizer, "grad_scale", None) is not None  # a fused step divides by it
-        for row, (_, parameter) in enumerate(self._parameters):
+        is_scaled = getattr(optimizer, "grad_scale", None) is not None  # a fused step divides by it
+        for row in self._owned.get(key, ()):
+            parameter = self._parameters[row]
+            assert parameter is not None
             if not is_scaled:
                 self._read_gradient(row, parameter)
-            if parameter.grad is not None:
+            if parameter.grad is not None or (has_closure and parameter.requires_grad):
                 self._before[row] = parameter.detach().clone()
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: Any) -> None:
         """Read weights, updates and, under Adam, gradients and second moments."""
-        sums = self._sums
-        if sums is None:
+        sums, key = self._sums, id(optimizer)
+        if sums is None or key not in self._stepped:
             return
-        done = (
-            self._adam.read(self._rows, sums)
-            if self._adam is not None and self._adam.is_trusted is not False
-            else set()
-        )
-        for row, (_, parameter) in enumerate(self._parameters):
-            before = self._before.pop(row, None)
-            if row in done and before is None:
+        reader = self._readers.get(key)
+        done = reader.read(self._rows, sums) if reader is not None and reader.is_trusted is not False else set()
+        is_scaled = getattr(optimizer, "grad_scale", None) is not None
+        owned = self._owned.get(key, [])
+        for row in (*owned, *self._free.intersection(self._unread)):
+            parameter, before = self._parameters[row], self._before.pop(row, None)
+            self._unread.discard(row)
+            if row in done:
+                self._has_gradient[row] = True
+                if before is None:
+                    continue
+            if parameter is None:
                 continue
-            if row in done and self._adam is not None and before is not None:
-                self._adam.compare(sums[row, UPDATE], parameter, before)
-            if before is None or getattr(self._optimizer, "grad_scale", None) is not None:
+            if row in done and reader is not None and before is not None:
+                reader.compare(sums[row, UPDATE], parameter, before)
+            if before is None or is_scaled or not self._has_gradient[row]:
                 self._read_gradient(row, parameter)
             if before is not None:
                 sums[row, UPDATE] = _distance(parameter, before).to(sums.device)
             self._read_weight(row, parameter)
-        skipped = getattr(self._optimizer, "found_inf", None)
+        skipped = getattr(optimizer, "found_inf", None)
         if isinstance(skipped, Tensor):
             # A fused step that its scaler forbade moved nothing, whatever the state would tell.
-            column = sums[:, UPDATE]
-            sums[:, UPDATE] = torch.where(skipped.to(sums.device).reshape(()) > 0, torch.zeros_like(column), column)
-        self._is_read = True
+            column = sums[owned, UPDATE]
+            is_forbidden = skipped.to(sums.device).reshape(()) > 0
+            sums[owned, UPDATE] = torch.where(is_forbidden, torch.zeros_like(column), column)
 
     def read_alone(self) -> None:
-        """Read gradients and weights where there is no optimizer."""
+        """Read gradients and weights where no optimizer stepped."""
         self._open()
-        for row, (_, parameter) in enumerate(self._parameters):
-            self._read_gradient(row, parameter)
-            self._read_weight(row, parameter)
-        self._is_read = True
 
-    def take(self) -> ParameterNumbers | None:
-        """Return what was read since the last call, on the host; None where nothing was."""
+    def take(self, *, came_back: bool = False) -> ParameterNumbers | None:
+        """Return what was read since the last call; None where nothing was.
+
+        Args:
+            came_back: whether gradients reached the activations: parameters without any had one that is gone by now.
+        """
         if self._sums is None:
             return None
-        if not self._is_read:
-            for row, (_, parameter) in enumerate(self._parameters):
-                self._read_gradient(row, parameter)
-                self._read_weight(row, parameter)
+        missed = self._read_rest()
+        unknown = missed if came_back else set()
         self._follow(self._sums)
-        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows)
-        self._sums, self._is_read = None, False
+        states = tuple(
+            "some" if has else None if p is None or row in unknown else "none" if p.requires_grad else "frozen"
+            for row, (has, p) in enumerate(zip(self._has_gradient, self._parameters, strict=True))
+        )
+        found = ParameterNumbers(self._sums, tuple(self._has_gradient), self._rows, states, len(unknown))
+        self._sums = None
         self._before.clear()
-        if self._adam is not None:
-            self._adam.settle()
+        for reader in self._readers.values():
+            reader.settle()
         return found
+
+    def news(self) -> list[str]:
+        """Return in sentences what was replaced since the last call."""
+        told, self._news = self._news, []
+        return told
 
     def layout(self) -> list[tuple[str, int, tuple[int, int, str], str]]:
         """Return name, number of elements, place and role of every parameter, in the order of the numbers' rows."""
-        return [(n, p.numel(), self._places.get(n, (-1, -1, "")), self._roles[n]) for n, p in self._parameters]
+        return [
+            (name, n, self._places.get(name, (-1, -1, "")), self._roles[name])
+            for name, n in zip(self._slots.names, self._sizes, strict=True)
+        ]
 
     def _open(self) -> None:
-        device = self._parameters[0][1].device if self._parameters else torch.device("cpu")
+        device = next((p.device for p in self._parameters if p is not None), torch.device("cpu"))
         if self._buffer is None or self._buffer.device != device:
             with torch.inference_mode(False):
                 n = len(self._parameters)
                 self._buffer = torch.empty((n, N_PARTS), dtype=by_torch.wide_dtype(device), device=device)
         self._sums = self._buffer.fill_(torch.nan)
-        self._has_gradient = [parameter.grad is not None for _, parameter in self._parameters]
+        told = self._slots.renew()
+        self._news += told
+        if told or not self._is_indexed():
+            self._index()
+        self._has_gradient = [False] * len(self._parameters)
+        self._unread = set(range(len(self._parameters)))
+        self._stepped.clear()
         self._before.clear()
-        self._is_read = False
+
+    def _index(self) -> None:
+        """Find the rows of every optimizer's parameters, and those of none."""
+        self._rows = {p: row for row, p in enumerate(self._parameters) if p is not None}
+        # The lists themselves: an address may be used again.
+        self._indexed = [(members, len(members)) for members in _groups(self._optimizers)]
+        self._owned = {
+            id(each): [self._rows[p] for group in each.param_groups for p in group["params"] if p in self._rows]
+            for each in self._optimizers
+        }
+        self._free = set(range(len(self._parameters))).difference(*self._owned.values())
+        for reader in self._readers.values():
+            reader.forget()
+
+    def _is_indexed(self) -> bool:
+        now = _groups(self._optimizers)
+        return len(now) == len(self._indexed) and all(
+            members is known and len(members) == n for members, (known, n) in zip(now, self._indexed, strict=True)
+        )
+
+    def _read_rest(self) -> set[int]:
+        """Read what no optimizer's step had read; return the rows of which none has a gradient left, though they need one."""
+        rest, self._unread = self._unread, set()
+        for row in rest:
+            parameter = self._parameters[row]
+            if parameter is not None:
+                self._read_gradient(row, parameter)
+                self._read_weight(row, parameter)
+        if any(self._has_gradient[row] for row in rest):
+            return set()
+        return {row for row in rest if (p := self._parameters[row]) is not None and p.requires_grad}
 
     def _read_gradient(self, row: int, parameter: Tensor) -> None:
         gradient = parameter.grad
+        self._has_gradient[row] = gradient is not None
         if gradient is None:
             return
         if gradient.layout != torch.strided:
@@ -182,9 +226,11 @@ class ParameterTaps:
     def _follow(self, sums: Tensor) -> None:
         """Write the cosine of every bias with itself at the sampled step before."""
         table = array("q")
-        for row, parameter in self._followed:
-            before = self._vectors.get(row)
-            if before is None or before.shape != parameter.shape:
+        for row in self._followed:
+            parameter, before = self._parameters[row], self._vectors.get(row)
+            if parameter is None:
+                continue
+            if before is None or before.device != parameter.device:
                 self._vectors[row] = parameter.detach().to(torch.float32, copy=True)
             elif sums.is_cpu and by_c.is_float32(parameter):
                 out = sums.data_ptr() + 8 * (N_PARTS * row + TURN)
@@ -208,28 +254,6 @@ def _distance(after: Tensor, before: Tensor) -> Tensor:
     return torch.dot(moved, moved)
 
 
-def _places(anatomy: Anatomy) -> dict[str, tuple[int, int, str]]:
-    places = {name: (stack.index, -1, "embedding") for stack in anatomy.stacks for name in stack.start_parameters}
-    for branch in anatomy.branches:
-        places.update(dict.fromkeys(branch.parameters, (branch.stack, branch.block, branch.kind)))
-    return places
-
-
-def _roles(anatomy: Anatomy, axes: dict[str, int]) -> dict[str, str]:
-    """Return what each parameter is: by its behaviour in a norm, else by where it stands and its number of axes."""
-    gains, norm_biases = set(anatomy.gains), set(anatomy.norm_biases)
-    inside = {name for branch in anatomy.branches for name in branch.parameters}
-    start = {name for stack in anatomy.stacks for name in stack.start_parameters} - inside
-    roles = {}
-    for name, n_axes in axes.items():
-        if name in gains:
-            roles[name] = "gain"
-        elif name in norm_biases:
-            roles[name] = "norm_bias"
-        elif name in start:
-            roles[name] = "embedding"
-        elif n_axes >= 2:
-            roles[name] = "weight"
-        else:
-            roles[name] = "bias" if n_axes == 1 else "other"
-    return roles
+def _groups(optimizers: tuple[Any, ...]) -> list[Any]:
+    """Return the lists of parameters of all groups."""
+    return [group["params"] for each in optimizers for group in each.param_groups]

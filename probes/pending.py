@@ -15,7 +15,8 @@ from .columns import ActivationColumns, Numbers
 from .host_copies import HostCopy
 from .kernels import POWERS
 from .parameter_columns import ParameterColumns
-from .parameters import ParameterNumbers, ParameterTaps
+from .parameter_numbers import ParameterNumbers
+from .parameters import ParameterTaps
 from .reading import Reading
 from .sites import Layout
 
@@ -57,7 +58,7 @@ class Pending:
         biases: list[np.ndarray] = []
         bias_steps: list[int] = []
         sums: list[np.ndarray] = []
-        has_gradient: list[tuple[bool, ...]] = []
+        states: list[tuple[str | None, ...]] = []
         for step, copy, copies, parameters in held:
             *arrays, scale = copy.arrays()
             for micro_step, pairs in enumerate(copies):
@@ -75,15 +76,15 @@ class Pending:
             if parameters is not None:
                 steps.append(step)
                 sums.append(arrays[-1])
-                has_gradient.append(parameters.has_gradient)
+                states.append(parameters.states)
         tables: list[tuple[str, Callable[[], dict[str, Any]]]] = []
         if numbers:
             tables.append(("activations", lambda: self._activations.of(numbers)))
             tables.append(("gradient_paths", lambda: self._activations.paths_of(numbers)))
             tables.append(("activations", lambda: self._parameters.biases_of(bias_steps, np.stack(biases))))
         if steps:
-            whole, has = np.stack(sums), np.array(has_gradient, dtype=bool)
-            tables.append(("parameters", lambda: self._parameters.of(steps, whole, has)))
+            whole, of_gradients = np.stack(sums), np.array(states, dtype=object)
+            tables.append(("parameters", lambda: self._parameters.of(steps, whole, of_gradients)))
         errors = []
         for name, columns in tables:
             try:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import complaints
 from .anatomy import Anatomy
+from .at_exit import at_exit
 from .batches import Arguments
 from .compiled import EAGER, IN_GRAPH, bare, compilation
 from .discovery import discover
 from .door import Door
 from .errors import ProbeError
 from .faults import Faults
-from .hooked import Hook
 from .host_copies import ScalarCopies
-from .parameters import ParameterNumbers, ParameterTaps
+from .optimizers import Optimizers
+from .parameter_numbers import ParameterNumbers
+from .parameters import ParameterTaps
 from .pending import Pending
 from .reading import Reading
 from .recording import Recording
@@ -28,7 +33,7 @@ from .relations import RelationTaps
 from .scalars import count_of, loss_of, name_of
 from .schedule import Sampler
 from .step_gauge import StepGauge
-from .taps import MOST_READINGS, Taps
+from .taps import Taps
 from .writer import Writer
 
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
@@ -40,7 +45,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | None,
+        optimizer: Optimizer | Sequence[Optimizer] | None,
         writer: Writer,
         *,
         sampler: Sampler,
@@ -51,10 +56,11 @@ class Probe:
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = bare(model), optimizer
+        self._optimizers = None if optimizer is None else Optimizers(optimizer)
         self._compilation = compilation(model)
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
-        self._gauge = StepGauge(self.model, optimizer, scaler)
+        self._gauge = StepGauge(self.model, self._optimizers, scaler, self._faults.guard)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
         self._pending: Pending | None = None
@@ -69,12 +75,11 @@ class Probe:
         self._started = time.perf_counter()
         if anatomy is not None:
             self._know(anatomy)
-        self._door = Door(model, self._forward_begins, self._forward_ends)
-        self._handles: list[Any] = []
-        if optimizer is not None:
-            before, after = Hook(self._before_step), Hook(self._after_step)
-            self._handles.append(optimizer.register_step_pre_hook(before))
-            self._handles.append(optimizer.register_step_post_hook(after))
+        self._door = Door(model, self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
+        if self._optimizers is not None:
+            self._optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
+
+        self._take_back_exit = at_exit(self._close_left)
 
     def __enter__(self) -> Self:
         """Return the probe."""
@@ -125,18 +130,17 @@ class Probe:
         if self._is_closed:
             return
         self._is_closed = True
-        self._door.close()
-        for handle in self._handles:
-            handle.remove()
-        self._gauge.close()
-        if self._taps is not None:
-            self._taps.detach()
-            self._taps.leave_graph()
-        try:
-            self._faults.guard("close", self._keep_unstepped)
-            self._faults.guard("close", self._flush)
-        finally:
-            self._faults.guard("close", self._writer.close)
+        self._take_back_exit()
+        with contextlib.ExitStack() as rest:
+            # Each on its own, from the last to the first: where one fails the others are done.
+            for part in (self._writer.close, self._flush, self._keep_unstepped, *self._ends()):
+                rest.callback(self._faults.guard, "close", part)
+
+    def _ends(self) -> list[Callable[[], None]]:
+        """Return what takes the hooks off."""
+        taps = [] if self._taps is None else [self._taps.leave_graph, self._taps.detach]
+        watched = [] if self._optimizers is None else [self._optimizers.close]
+        return [*taps, self._gauge.close, *watched, self._door.close]
 
     def _forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._faults.measure("forward", lambda: self._begin(args, kwargs))
@@ -154,14 +158,13 @@ class Probe:
             return
         self._taps.attach()
         if not self._taps.begin(args, kwargs) and self._n_steps == 0:
-            self._faults.say(
-                "never_stepped",
-                f"Expected probe.step(loss) after every optimizer.step(), got {MOST_READINGS} forwards without one: "
-                "they are recorded as one step, and the following are not. Call probe.step(loss) in the training loop.",
-            )
+            self._faults.say("never_stepped", complaints.MANY_FORWARDS)
             self._flush()
 
     def _forward_ends(self, has_failed: bool) -> None:
+        self._faults.guard("forward", lambda: self._end(has_failed=has_failed))
+
+    def _end(self, *, has_failed: bool) -> None:
         if self._taps is not None:
             told = self._taps.end(failed=has_failed)
             if told:
@@ -170,25 +173,26 @@ class Probe:
     def _know(self, anatomy: Anatomy) -> None:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
         self._taps = Taps(self.model, anatomy, self._faults.fail, relations, self._compilation)
-        self._parameters = ParameterTaps(self.model, anatomy, self.optimizer)
+        self._parameters = ParameterTaps(self.model, anatomy, self._optimizers)
         self._pending = Pending(anatomy, self._taps.layout, self._parameters)
-        self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
+        hidden = [*self._taps.layout.not_measured, *anatomy.problems, *self._parameters.not_measured]
+        self._writer.know(anatomy, hidden)
         if self._compilation != "none":
             self._event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
 
     def _is_sampled(self) -> bool:
         return self._sampler.is_on and not self._faults.are_too_many
 
-    def _before_step(self, *_: object) -> None:
+    def _before_step(self, optimizer: Any, has_closure: bool) -> None:
         parameters = self._parameters
         if parameters is not None and self._is_sampled():
-            self._faults.measure("optimizer", parameters.before_step)
+            self._faults.measure("optimizer", lambda: parameters.before_step(optimizer, has_closure=has_closure))
 
-    def _after_step(self, *_: object) -> None:
-        self._gauge.updated()
+    def _after_step(self, optimizer: Any) -> None:
+        self._faults.guard("optimizer", self._gauge.updated)
         parameters = self._parameters
         if parameters is not None and self._is_sampled():
-            self._faults.measure("optimizer", parameters.after_step)
+            self._faults.measure("optimizer", lambda: parameters.after_step(optimizer))
 
     def _keep(self) -> None:
         """Write what a sampled step measured: the one copy to the host."""
@@ -200,18 +204,16 @@ class Probe:
         if self.optimizer is None:
             self._parameters.read_alone()
         elif not self._gauge.n_updates and self._gauge.scale is None:
-            self._event(
-                "no_update",
-                "Expected optimizer.step() before probe.step(loss), got none in this step: parameters are not measured "
-                "in it. A loss scaler that skips a step leaves this too: pass it as scaler= to attach.",
-            )
+            self._faults.say("no_update", complaints.NO_UPDATE)
         if any(reading.is_repeated for reading in readings):
-            self._faults.say(
-                "repeated_backward",
-                "Expected one backward through each forward, got several: gradients are those of the last alone. Add "
-                "the losses up before one backward to measure their sum.",
-            )
-        self._read = self._parameters.take()
+            self._faults.say("repeated_backward", complaints.REPEATED_BACKWARD)
+        came_back = any(reading.came_back for reading in readings)
+        self._read = self._parameters.take(came_back=came_back)
+        if self._read is not None and self._read.are_gone:
+            self._faults.say("gradients_gone", complaints.GRADIENTS_GONE)
+        for told in self._parameters.news():
+            self._faults.say("replaced", told, key=told)
+            self._gauge.follow(self.model)
         self._hold(readings, self._read)
 
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
@@ -222,7 +224,7 @@ class Probe:
             "n_tokens": count,
             "batch_id": name_of(batch_id),
             "lr": groups[0]["lr"] if groups else None,
-            "seconds": now - self._started,
+            "seconds": now - self._started if now >= self._started else None,
             "micro_batches": self._n_measured,
             "is_sampled": self._n_measured is not None,
             "memory_bytes": self._gauge.memory() if self._n_measured is not None else None,
@@ -241,16 +243,14 @@ class Probe:
 
     def _advance(self) -> None:
         if self._n_steps == 0 and self._n_forwards == 0:
-            self._faults.say(
-                "never_forwarded",
-                f"Expected forwards of the attached {type(self.model).__name__} in training mode, got none before "
-                "probe.step(loss): only the loss is recorded. Attach to the module that the loop calls, in train(); one "
-                "compiled whole by model.compile() shows no forward, torch.compile(model) does.",
-            )
+            name = type(self.model).__name__
+            self._faults.say("never_forwarded", complaints.NEVER_FORWARDED.format(name))
         was_sampled = self._n_measured is not None
         self._n_steps += 1
         self._n_before = self._n_forwards
         self._gauge.restart()
+        if self._optimizers is not None:
+            self._optimizers.settle()
         self._step += 1
         self._sampler.choose(self._step)
         if self._taps is not None and self._taps.is_attached and not self._is_sampled():
@@ -260,15 +260,11 @@ class Probe:
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
-        if self._taps is None or not self._taps.readings:
+        if self._taps is None or not self._taps.readings or self._faults.are_too_many:
             return
         readings = self._taps.take()
         if self._n_steps == 0:
-            self._faults.say(
-                "never_stepped",
-                "Expected probe.step(loss) after every optimizer.step(), got none: all forwards are recorded as one "
-                "step. Call probe.step(loss) in the training loop.",
-            )
+            self._faults.say("never_stepped", complaints.NEVER_STEPPED)
         else:
             self._event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
         self._hold(readings, self._parameters.take() if self._parameters is not None else None)
@@ -292,6 +288,10 @@ class Probe:
                 self._taps.relations.write(self._writer.columns)
         finally:
             self._writer.flush()
+
+    def _close_left(self) -> None:
+        self._event("left_open", complaints.LEFT_OPEN)
+        self.close()
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")

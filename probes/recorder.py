@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .compiled import bare
 from .errors import ProbeError
 from .hooked import Hooked
 from .manifest import manifest
+from .optimizers import stepping
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
@@ -22,7 +24,7 @@ from .writer import Writer
 
 def attach(
     model: nn.Module,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     every: int = 10,
     schedule: Schedule | None = None,
@@ -41,7 +43,7 @@ def attach(
 
     Args:
         model: the model that is called in the training loop; forwards in eval mode are not recorded.
-        optimizer: the optimizer that steps it; without one, updates are not measured.
+        optimizer: the optimizer that steps it, or several; without one, updates are not measured.
         every: a step in so many is sampled in full; the loss and learning rates are kept of all.
         schedule: which steps are sampled in full, instead of ``every``: ``Cycle(wait=9, active=1)``, or any function of a
             step's number, ``torch.profiler.schedule``'s included.
@@ -69,11 +71,11 @@ def attach(
     if folder is None:
         folder = Path("runs") / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
     head = manifest(
-        model, every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
+        bare(model), every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
     )
     return Probe(
         model,
-        optimizer,
+        optimizer or None,
         Writer(Path(folder), head, resume=resume, strict=strict),
         sampler=Sampler(Stride(every) if schedule is None else schedule, triggered),
         scaler=scaler,
@@ -90,10 +92,16 @@ def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | 
             f"Expected a torch.nn.Module that runs as itself, got {type(model).__name__}. nn.DataParallel copies its "
             "modules at every forward: use DistributedDataParallel, or attach to one device's model."
         )
-    if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise ProbeError(
-            f"Expected a torch.optim.Optimizer or none, got {type(optimizer).__name__}. Pass the one inside it, or None."
+            f"Expected a {type(model).__name__} with all its parameters, got lazy ones. Run one forward before attach."
         )
+    several = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
+    for each in several:
+        if stepping(each) is None:
+            raise ProbeError(
+                f"Expected a torch.optim.Optimizer, several or none, got {type(each).__name__}. Pass the one inside it, or None."
+            )
     if not isinstance(every, int) or every < 1:
         raise ProbeError(f"Expected every >= 1 (a step in so many is sampled), got {every!r}. Pass a positive number.")
     if anatomy is not None:

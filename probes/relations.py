@@ -38,7 +38,8 @@ class RelationTaps:
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], micro_step: int) -> None:
         """Look at the forward that begins with these arguments."""
         if self._hooked is None:
-            self._hooked = Hooked(self._model, [*self._tokens.points, *self._logits.points], self._view)
+            points = [*self._tokens.points, *self._logits.points]
+            self._hooked = Hooked(self._model, points, self._view, self._functions.failed)
             self._functions.attach()
         self._hooked.restart()
         mask = kwargs.get(MASK)
@@ -55,10 +56,12 @@ class RelationTaps:
 
     def detach(self) -> None:
         """Take the hooks off."""
-        self._functions.detach()
-        if self._hooked is not None:
-            self._hooked.remove()
-            self._hooked = None
+        try:
+            self._functions.detach()
+        finally:
+            if self._hooked is not None:
+                self._hooked.remove()
+                self._hooked = None
 
     def take(self, step: int) -> str | None:
         """Copy what a step gave to the host, and hold it; return once, in a sentence, whose attention was not seen."""

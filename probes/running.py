@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import Anatomy, Branch
-from .hooked import Hook
+from .hooked import Fail, Hook
 
 ATTENTION_KINDS = ("attention", "cross_attention", "parallel")
 
@@ -44,8 +45,9 @@ class Moment:
 class Running:
     """Hooks on the modules that hold a branch, or end one; ``now`` says which of them is running."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
-        """Find the modules; nothing is hooked yet."""
+    def __init__(self, model: nn.Module, anatomy: Anatomy, fail: Fail | None = None) -> None:
+        """Find the modules; nothing is hooked yet. ``fail`` is told of errors in hooks; without it they come out."""
+        self._fail = fail
         modules = dict(model.named_modules(remove_duplicate=False))
         holders = dict.fromkeys(holder(anatomy, branch) for branch in anatomy.branches)
         ends = dict.fromkeys(branch.module_path for branch in anatomy.branches)
@@ -61,10 +63,12 @@ class Running:
         """Hook the modules."""
         if not self._handles:
             for path, module in self.modules.items():
-                self._handles.append(module.register_forward_pre_hook(Hook(self._enter(path))))
-                self._handles.append(module.register_forward_hook(Hook(self._leave(path)), always_call=True))
+                self._handles.append(module.register_forward_pre_hook(Hook(self._enter(path), self._fail)))
+                self._handles.append(
+                    module.register_forward_hook(Hook(self._leave(path), self._fail), always_call=True)
+                )
             for path, module in self.ends.items():
-                self._handles.append(module.register_forward_pre_hook(Hook(self._end(path))))
+                self._handles.append(module.register_forward_pre_hook(Hook(self._end(path), self._fail)))
 
     def detach(self) -> None:
         """Unhook them."""
@@ -87,6 +91,8 @@ class Running:
 
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
+            if is_compiling():
+                return
             nth = self._calls.get(path, 0)
             self._calls[path] = nth + 1
             self._inside.append((path, nth))
@@ -95,14 +101,15 @@ class Running:
 
     def _leave(self, path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            while self._inside and self._inside.pop()[0] != path:
+            while not is_compiling() and self._inside and self._inside.pop()[0] != path:
                 pass
 
         return hook
 
     def _end(self, path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            self._ended.append((path, sum(end == path for end, _ in self._ended)))
+            if not is_compiling():
+                self._ended.append((path, sum(end == path for end, _ in self._ended)))
 
         return hook
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from .clipping import ClipWatch
-from .parameters import ParameterNumbers
+from .optimizers import Optimizers
+from .parameter_numbers import ParameterNumbers
 from .scalars import on_host
 
+Guard = Callable[[str, Callable[[], None]], None]
 STATM = Path("/proc/self/statm")  # pages: size, resident, ...
 PAGE = resource.getpagesize()
 
@@ -27,15 +29,15 @@ class StepGauge:
         scale: loss scale in force at the step's first forward; None without a scaler.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, scaler: Any) -> None:
-        """Start to watch clipping."""
+    def __init__(self, model: nn.Module, optimizer: Optimizers | None, scaler: Any, guard: Guard) -> None:
+        """Start to watch clipping; ``guard(where, action)`` keeps errors of ours away from it."""
         self.n_updates = 0
         self.scale: Tensor | None = None
         self._optimizer = optimizer
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._skipped: Tensor | None = None
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._clips = ClipWatch(model)
+        self._clips = ClipWatch(model, guard)
 
     def forward_begins(self) -> None:
         """Keep the loss scale: it is updated between the backward and the end of the step."""
@@ -93,6 +95,10 @@ class StepGauge:
             return int(STATM.read_text().split()[1]) * PAGE
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest if sys.platform == "darwin" else largest * 1024
+
+    def follow(self, model: nn.Module) -> None:
+        """Watch the parameters that the model has now."""
+        self._clips.follow(model)
 
     def restart(self) -> None:
         """Begin the next step."""

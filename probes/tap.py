@@ -82,10 +82,13 @@ class Tap:
 
     def see_returning(self, gradient: Tensor) -> None:
         """Measure a gradient of a running graph: it belongs to the last forward whose gradient has not come yet."""
-        readings = reversed(self._taps.readings)
-        reading = next((reading for reading in readings if self._back not in reading.came_back), None)
-        if reading is not None:
-            self._see_gradient(reading, gradient if self._leaving is None else gradient.clone())
+        try:
+            readings = reversed(self._taps.readings)
+            reading = next((reading for reading in readings if self._back not in reading.came_back), None)
+            if reading is not None:
+                self._see_gradient(reading, gradient if self._leaving is None else gradient.clone())
+        except Exception as error:  # noqa: BLE001 - training goes on
+            self._taps.fail("backward", error)
 
     def _is_shown(self, reading: Reading, tensor: Tensor) -> bool:
         """Return whether this very tensor was measured at the point before (a dropout of 0 hands on what it is given)."""

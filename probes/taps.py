@@ -5,8 +5,10 @@ Gradients come from tensor hooks on the tapped tensors, never from full backward
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,17 +81,20 @@ class Taps:
     def attach(self) -> None:
         """Hook the model; in a graph the hooks are there already."""
         if self._hooked is None and self._graph is None:
-            self._hooked = Hooked(self._model, self.layout.points, lambda point: self._tap(point).see)
+            fail = partial(self.fail, "forward")
+            self._hooked = Hooked(self._model, self.layout.points, lambda point: self._tap(point).see, fail)
 
     def detach(self) -> None:
         """Unhook the model; the operators stay in a graph, where they show nothing."""
-        if self._hooked is not None:
-            self._hooked.remove()
-            self._hooked = None
-            if self.relations is not None:
-                self.relations.detach()
         self.current = None
-        self._release()
+        hooked, self._hooked = self._hooked, None
+        with contextlib.ExitStack() as rest:
+            # Where one fails the others are done.
+            rest.callback(self._release)
+            if hooked is not None and self.relations is not None:
+                rest.callback(self.relations.detach)
+            if hooked is not None:
+                rest.callback(hooked.remove)
 
     def begin(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
         """Start a micro-batch: the forward with these arguments gets a new reading; return whether there is room."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ class Writer:
         self._scalars: list[ScalarCopies] = []
         self._groups: list[Sequence[Mapping[str, Any]]] = []
         self._events: list[dict[str, Any]] = []
-        self._is_writable, self._is_ill = True, False
+        self._cut: str | None = None  # why nothing more is written
+        self._is_ill = False
         try:
             if resume is not False and (folder / MANIFEST).exists():
                 self._continue(Recording.load(folder), at)
@@ -76,7 +78,7 @@ class Writer:
 
     def columns(self, name: str, columns: Mapping[str, Any]) -> None:
         """Write columns of table ``name``; one that is not given is null."""
-        if not self._is_writable:
+        if self._cut is not None:
             return
         try:
             self._log.append(name, columns)
@@ -120,7 +122,7 @@ class Writer:
     def close(self) -> None:
         """Write what is kept, close the manifest and compact the tables."""
         self.flush()
-        self._head["status"] = "closed" if self._is_writable else "cut off: the disk was full"
+        self._head["status"] = "closed" if self._cut is None else f"cut off: {self._cut}"
         self._save_head()
         try:
             self._log.close()
@@ -150,12 +152,14 @@ class Writer:
 
     def _stop(self, error: OSError) -> None:
         """Write nothing more: what follows a row that is half on the disk could not be read."""
-        if not self._is_writable:
+        if self._cut is not None:
             return
-        self._is_writable = False
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        self._cut = "the disk was full" if is_full else "the folder could not be written"
+        expected = "room to write the recording in" if is_full else "to go on writing the recording in"
         sentence = (
-            f"Expected room to write the recording in {str(self._folder)!r}, got {error}. Training goes on unrecorded "
-            "from here; what was written stays readable. Free space and continue with resume=True."
+            f"Expected {expected} {str(self._folder)!r}, got {error}. Training goes on unrecorded from here; what was written "
+            f"stays readable. {'Free space' if is_full else 'Make the folder writable'} and continue with resume=True."
         )
         logger.error(sentence)
         if self._strict:

@@ -56,7 +56,7 @@ def norm_behaviour(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
         same = parameter.numel() == at_zero.numel() and bool(at_zero.any())
         is_bias = same and torch.allclose(parameter.detach().float().reshape(-1), at_zero, rtol=1e-2, atol=1e-6)
         (biases if is_bias else gains).append(name)
-    if kind == "layernorm" and not biases and len(gains) == 2 and not at_zero.any():
+    if kind == "layernorm" and not biases and len(gains) >= 2 and not at_zero.any():
         # A bias of zeros shows nothing at zero input: it is the parameter that is zero itself.
         values = dict(module.named_parameters())
         biases = [name for name in gains if not values[name].detach().any()]

@@ -51,7 +51,22 @@ def test_a_parameter_without_a_gradient_among_others_with_one_is_told(made: Any)
     (finding,) = untrained(Tables(recording.recording()))
 
     assert (finding.block, finding.module_path) == (2, "blocks.0.2.mlp.weight")
+    assert finding.severity == "warning"
+
+
+def test_a_parameter_outside_the_blocks_may_be_unused(made: Any) -> None:
+    recording = made(steps=LATE).set("parameters", "gradient_state", "none", block=2, branch="mlp")
+    recording.set("parameters", "block", -1, block=2, branch="mlp")
+
+    (finding,) = untrained(Tables(recording.recording()))
+
     assert finding.severity == "info"
+
+
+def test_a_frozen_parameter_is_not_told(made: Any) -> None:
+    recording = made(steps=LATE).set("parameters", "gradient_state", "frozen", block=2)
+
+    assert untrained(Tables(recording.recording())) == []
 
 
 def test_a_parameter_that_received_a_gradient_once_is_not_told(made: Any) -> None:

@@ -1,4 +1,4 @@
-"""Weights, gradients and updates of parameters against float64, and the three states of a gradient."""
+"""Weights, gradients and updates of parameters against float64, and the four states of a gradient."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Partly(NanoGPT):
         return super().forward(ids, targets) + 0 * self.muted
 
 
-def test_no_gradient_a_zero_gradient_and_a_value_are_three_things(tmp_path: Path) -> None:
+def test_frozen_no_gradient_a_zero_gradient_and_a_value_are_four_things(tmp_path: Path) -> None:
     model = Partly().train()
     with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
         loss_of(model, batch_of(model)).backward()
@@ -86,7 +86,7 @@ def test_no_gradient_a_zero_gradient_and_a_value_are_three_things(tmp_path: Path
 
     rows = probe.recording.table("parameters").set_index("name")
     states = rows.loc[["unused", "norm.weight", "muted", "head.weight"], "gradient_state"].tolist()
-    assert states == ["none", "none", "zero", "value"]
+    assert states == ["none", "frozen", "zero", "value"]
     assert rows["gradient_rms"].isna().sum() == 2
     assert rows.loc["muted", "gradient_rms"] == 0.0
     assert rows["update_rms"].isna().all(), "without an optimizer there is no update to see"

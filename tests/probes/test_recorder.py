@@ -31,7 +31,7 @@ def run(model: nn.Module, folder: Path, n_steps: int = 2, **options: object) -> 
         ((NanoGPT(),), {"every": 2.5}, "Expected every >= 1"),
         ((nn.DataParallel(NanoGPT()),), {}, "got DataParallel.*use DistributedDataParallel"),
         ((lambda ids: ids,), {}, "Expected a torch.nn.Module that runs as itself, got function"),
-        ((NanoGPT(), object()), {}, "Expected a torch.optim.Optimizer or none, got object"),
+        ((NanoGPT(), object()), {}, "Expected a torch.optim.Optimizer, several or none, got object"),
     ],
 )
 def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(
