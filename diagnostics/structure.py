@@ -204,7 +204,8 @@ def frozen_block(tables: Tables) -> list[Finding]:
     rows = rows[rows["block"] >= 0]
     found = []
     for stack, group in rows.groupby("stack", sort=False):
-        reached = group.assign(reached=group["gradient_state"] != "none").groupby("block")["reached"].any()
+        received = group["gradient_state"].isin(["zero", "value"])
+        reached = group.assign(reached=received).groupby("block")["reached"].any()
         frozen = [int(block) for block in reached.index[~reached.to_numpy(bool)]]
         # The first blocks of a fine-tuned model are often frozen on purpose.
         if not frozen or frozen == list(range(len(frozen))) or len(frozen) * 4 > len(reached):

@@ -12,9 +12,15 @@ from rheoscope.diagnostics.tables import Tables
 
 def test_a_stream_that_doubles_every_block_is_a_warning(made: Any) -> None:
     # Doubling is 0.693 a block, just above the limit of 0.69.
-    (finding,) = residual_growth(Tables(made(state=lambda depth: 2.0 ** (depth / 2)).recording()))
+    (finding,) = residual_growth(Tables(made(9, state=lambda depth: 2.0 ** (depth / 2)).recording()))
 
     assert (finding.severity, finding.evidence.observed) == ("warning", pytest.approx(math.log(2)))
+
+
+def test_doubling_over_few_blocks_is_little_in_all(made: Any) -> None:
+    (finding,) = residual_growth(Tables(made(6, state=lambda depth: 2.0 ** (depth / 2)).recording()))
+
+    assert finding.severity == "info"
 
 
 def test_growth_with_the_square_root_of_depth_is_none(made: Any) -> None:
