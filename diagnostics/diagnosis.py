@@ -21,7 +21,7 @@ from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_parameters
 from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
-from .updates import untrained, update_ratio
+from .updates import untrained, update_ratio, update_siblings
 from .wiring import causality, gradient_conservation, logit_scale, loss_scale, odd_block, skip_scale
 
 Rule = Callable[[Tables], list[Finding]]
@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     skip_path,
     residual_growth,
     range_of_fp16,
+    update_siblings,
     update_ratio,
     untrained,
     bias_share,

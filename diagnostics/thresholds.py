@@ -28,6 +28,7 @@ FP16_HEADROOM = 0.25
 # warm-up from a small init exceeds it, so only ten per cent of the weight in one step, well after the start, is a warning.
 UPDATE_RATIO_HIGH = 0.1
 UPDATE_JUDGED_AFTER = 10  # steps: Adam's second moment and a warm-up have settled by then or are the finding of others
+UPDATE_APART_AT_FIRST = 3.0
 UPDATE_SIBLINGS = 20.0  # times the median of the same parameter's siblings in other blocks
 
 # Bias share of a branch's output: energy of the last bias over energy of the output. PaLM and Llama drop biases for

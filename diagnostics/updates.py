@@ -6,8 +6,15 @@ from statistics import median
 
 from .finding import Evidence, Finding
 from .frames import groups
+from .siblings import Apart, apart
 from .tables import Tables
-from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER, UPDATE_RATIO_HIGH, UPDATE_SIBLINGS
+from .thresholds import (
+    LEAST_BLOCKS,
+    UPDATE_APART_AT_FIRST,
+    UPDATE_JUDGED_AFTER,
+    UPDATE_RATIO_HIGH,
+    UPDATE_SIBLINGS,
+)
 
 _APART = 0.8  # confidence of a block that stands apart from its siblings, above that of a mere rule of thumb
 _SLOWER = "Lower the learning rate, or lengthen the warm-up."
@@ -85,6 +92,66 @@ def _all_too_far(middle: float, first: int, last: int) -> Finding:
         f"the median block (median of steps {first} to {last}).",
         evidence=Evidence("update RMS / weight RMS", middle, 1e-3, "about 1e-3 is common", UPDATE_RATIO_HIGH),
         remedy=_SLOWER,
+    )
+
+
+def update_siblings(tables: Tables) -> list[Finding]:
+    """Report a block that the optimizer's first sampled step moves by another share of its size than the others, or not at all.
+
+    From the same init, one optimizer moves sibling blocks alike at first: Adam by its learning rate, whatever the gradients.
+    """
+    rows = tables.parameters
+    rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight")]
+    moved = rows[rows["update_rms"].notna()]
+    ratios = tables.update_ratios()
+    ratios = ratios[ratios["ratio"] > 0]
+    if not len(ratios):
+        return []
+    step = int(ratios["step"].min())
+    found = []
+    for (stack,), group in groups(rows[rows["step"] == step], "stack"):
+        blocks = sorted({int(block) for block in group["block"]})
+        known = {int(block) for block in moved.loc[(moved["step"] == step) & (moved["stack"] == stack), "block"]}
+        left = [block for block in blocks if block not in known]
+        # The first blocks of a fine-tuned model are often left alone on purpose.
+        if known and left and left != list(range(len(left))) and len(left) * 4 <= len(blocks):
+            found += [_not_updated(block, step, len(known)) for block in left]
+        mine = tables.update_ratios()
+        mine = mine[(mine["step"] == step) & (mine["stack"] == stack)].sort_values("block", ignore_index=True)
+        found += [
+            _apart_at_first(int(mine["block"].iloc[odd.index]), step, odd)
+            for odd in apart(mine["ratio"].tolist(), UPDATE_APART_AT_FIRST)
+        ]
+    return found
+
+
+def _not_updated(block: int, step: int, n: int) -> Finding:
+    return Finding(
+        code="not-updated",
+        severity="warning",
+        confidence=0.9,
+        block=block,
+        component="weights",
+        module_path="",
+        step=step,
+        sentence=f"No optimizer moves the weights of block {block}; it moves those of {n} other blocks.",
+        evidence=Evidence("weights of the block that an optimizer moves", 0.0, None, "the other blocks"),
+        remedy="Look at which parameters were handed to the optimizer.",
+    )
+
+
+def _apart_at_first(block: int, step: int, odd: Apart) -> Finding:
+    return Finding(
+        code="update-ratio",
+        severity="warning",
+        confidence=0.9,
+        block=block,
+        component="weights",
+        module_path="",
+        step=step,
+        sentence=f"At step {step} the optimizer moves the weights of block {block} by {odd.value:.3g} of their size: {odd.words}.",
+        evidence=Evidence("update RMS / weight RMS", odd.value, odd.middle, "the other blocks", UPDATE_APART_AT_FIRST),
+        remedy="Look at this block's parameter group: its learning rate, and what scales it.",
     )
 
 

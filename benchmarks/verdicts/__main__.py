@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .score import page
 from .subjects import ASIDE, EVERY
-from .trials import Outcome, Planted, Trial, class_wide, doubled, faulty, healthy, run
+from .trials import Outcome, Planted, Trial, class_wide, doubled, faulty, healthy, monitored, run
 
 
 def main() -> None:
@@ -35,12 +35,14 @@ def main() -> None:
         "double": doubled(EVERY, given.seed + 1, given.doubled),
         "wide": class_wide(EVERY, given.seed + 2, given.wide),
         "healthy": healthy(EVERY, given.seed + 3, given.per_pair),
+        "monitored": monitored(EVERY, given.seed + 4, given.per_pair),
     }
     if given.only:
         from .trials import fault_of
 
         keep = given.only
         plans["healthy"] = plans["healthy"] if keep == "healthy" else []
+        plans["monitored"] = plans["monitored"] if keep in ("healthy", "monitored") else []
         plans["double"], plans["wide"] = [], []
         plans["single"] = [t for t in plans["single"] if fault_of(t).name == keep]
     begun = time.perf_counter()
@@ -53,7 +55,7 @@ def _ran(kind: str, trials: list[Trial], workers: int) -> list[Outcome]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     context = multiprocessing.get_context("fork")
     with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        task = progress.add_task(f"{kind:8}", total=len(trials))
+        task = progress.add_task(f"{kind:9}", total=len(trials))
         outcomes = []
         for value in pool.map(run, trials, chunksize=4):
             outcomes.append(_outcome(value))

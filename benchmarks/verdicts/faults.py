@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .subjects import Subject
 
+RATE = 1e-3  # of AdamW, everywhere
 Plant = Callable[[Subject, int, float], bool]
 
 
@@ -29,6 +30,7 @@ class Fault:
         is_exact: whether an identity shows it.
         is_local: whether it stands in one block.
         is_aside: kept aside while rules were written.
+        is_recipe: whether it shows in training alone; ``plant`` then leaves parameter groups in ``subject.groups``.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Fault:
     is_exact: bool = False
     is_local: bool = True
     is_aside: bool = False
+    is_recipe: bool = False
 
 
 def _edited(path: str, what: str = "weight") -> Plant:
@@ -261,6 +264,35 @@ def _loss(subject: Subject, _: int, severity: float) -> bool:
     return True
 
 
+def _rate(subject: Subject, block: int, severity: float) -> bool:
+    """Give one block a learning rate of its own."""
+    own = list(subject.model.get_submodule(subject.parts[block].block).parameters())
+    subject.groups = [{"params": _others(subject, own)}, {"params": own, "lr": RATE * severity}]
+    return True
+
+
+def _decay(subject: Subject, block: int, severity: float) -> bool:
+    """Decay the norm gains of one block."""
+    norms = [subject.model.get_submodule(path) for path in subject.parts[block].norms]
+    own = [p for norm in norms for p in norm.parameters() if p.dim() == 1]
+    if not own:
+        return False
+    subject.groups = [{"params": _others(subject, own)}, {"params": own, "weight_decay": severity}]
+    return True
+
+
+def _forgotten(subject: Subject, block: int, _: float) -> bool:
+    """Leave one block out of the optimizer."""
+    own = list(subject.model.get_submodule(subject.parts[block].block).parameters())
+    subject.groups = [{"params": _others(subject, own)}]
+    return True
+
+
+def _others(subject: Subject, own: list[nn.Parameter]) -> list[nn.Parameter]:
+    ids = {id(p) for p in own}
+    return [p for p in subject.model.parameters() if id(p) not in ids and p.requires_grad]
+
+
 def _ill(function: Callable[[Tensor], Tensor]) -> Callable[[float], Callable[[Tensor, Tensor], Tensor]]:
     return lambda _: lambda output, __: function(output)
 
@@ -305,6 +337,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault("tokens pulled together", _overridden("block", lambda s: lambda o, _: o + s * (o.mean(1, keepdim=True) - o)),
           (0.99, 0.9), ("mask-leak", "rank-collapse", "odd-block"), is_exact=True, is_aside=True),
     Fault("loss scaled", _loss, (1e3, 1e-3, -1), ("loss-scale",), is_exact=True, is_local=False),
+    Fault("learning rate of a block", _rate, (100, 30, 0.01), ("update-ratio",), is_recipe=True),
+    Fault("weight decay on gains", _decay, (30,), ("gain-scale",), is_recipe=True, is_aside=True),
+    Fault("block not in the optimizer", _forgotten, (1,), ("update-ratio", "not-updated"), is_recipe=True, is_aside=True),
     Fault("head scaled", _head, (30,), ("initial-loss",), is_local=False, is_aside=True),
     Fault("nan in attention", _hooked("attention", _ill(lambda o: o + (o.abs() * 0).log())), (1,), ("nonfinite",), (),
           _IN_ATTENTION, is_exact=True),

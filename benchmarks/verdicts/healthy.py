@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import rheoscope
 import torch
 from torch import Tensor, nn
 
-from .faults import Wrapped, _replace
+from .faults import RATE, Wrapped, _replace
 from .subjects import WIDTH, Subject
 
 Change = Callable[[Subject], bool]
@@ -120,7 +121,7 @@ def frozen_first(subject: Subject) -> bool:
     return True
 
 
-def trained(steps: int, rate: float = 1e-3) -> Change:
+def trained(steps: int, rate: float = RATE) -> Change:
     """Return what trains a subject for some steps on a repeating pattern."""
 
     def change(subject: Subject) -> bool:
@@ -131,20 +132,34 @@ def trained(steps: int, rate: float = 1e-3) -> Change:
     return change
 
 
-def train(subject: Subject, steps: int, rate: float = 1e-3) -> None:
+def train(subject: Subject, steps: int, rate: float = RATE) -> None:
     """Train on sequences that repeat themselves: something a small model learns in tens of steps."""
-    optimizer = torch.optim.AdamW([p for p in subject.model.parameters() if p.requires_grad], lr=rate)
-    name, ids = next(iter(subject.batch.items()))
+    for _ in steps_of(subject, steps, rate):
+        pass
+    subject.batch = _repeating(subject, 2)
+
+
+def steps_of(subject: Subject, steps: int, rate: float = RATE, every: int = 0, folder: str = "") -> Iterator[Any]:
+    """Train step by step and yield the probe, None without ``folder``, after each."""
+    groups = subject.groups or [{"params": [p for p in subject.model.parameters() if p.requires_grad]}]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    probe = rheoscope.attach(subject.model, optimizer, every=every, folder=folder) if folder else None
+    subject.model.train()
     for _ in range(steps):
-        half = torch.randint(4, 128, (8, ids.shape[1] // 2))
-        batch = {name: torch.cat([half, half], 1)}
+        batch = _repeating(subject, 8)
         loss = subject.loss(subject.model(**batch), batch)
-        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    half = torch.randint(4, 128, (ids.shape[0], ids.shape[1] // 2))
-    subject.batch = {name: torch.cat([half, half], 1)}
-    optimizer.zero_grad()
+        optimizer.zero_grad()
+        if probe is not None:
+            probe.step(loss)
+        yield probe
+
+
+def _repeating(subject: Subject, n: int) -> dict[str, Tensor]:
+    name, ids = next(iter(subject.batch.items()))
+    half = torch.randint(4, 128, (n, ids.shape[1] // 2))
+    return {name: torch.cat([half, half], 1)}
 
 
 def as_it_is(_: Subject) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .faults import FAULTS, Fault
 from .healthy import LOOK_ALIKES
-from .trials import Outcome, fault_of
+from .trials import MONITORED_EVERY, MONITORED_STEPS, Outcome, fault_of
 
 Alarm = tuple[str, str, int | None, str]
 Z = 1.96
@@ -64,6 +64,8 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
     """Return docs/verdicts.md."""
     single = [o for o in found["single"] if o.status not in ("absent", "benign")]
     healthy = [o for o in found["healthy"] if o.status != "absent"]
+    watched = found["monitored"]
+    steps = MONITORED_STEPS * sum(o.status == "judged" for o in watched)
     lines = [
         "# How true the verdicts are",
         "",
@@ -100,6 +102,8 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
         f"{share(is_located(o) for o in single if 'nan' in fault_of(o.trial).name)}.",
         f"- Healthy models and look-alikes with an error: {share(_has(o, 'error') for o in healthy)}.",
         f"- Healthy models and look-alikes with any warning: {share(bool(o.alarms()) for o in healthy)}.",
+        f"- Healthy training under a probe ({steps:,} steps, {steps // MONITORED_EVERY:,} of them sampled in full), warnings and "
+        f"errors in all: {sum(len(o.alarms()) for o in watched)}.",
         "",
         "## What simpler watchers say of the same models",
         "",
@@ -128,7 +132,7 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
                 + f" | {'yes' if fault.is_aside else ''} |"
             )
     lines += ["", "## What fails", ""]
-    lines += [f"- {text}" for text in _failures(single, healthy)] or ["- Nothing."]
+    lines += [f"- {text}" for text in _failures(single, [*healthy, *watched])] or ["- Nothing."]
     return "\n".join(lines) + "\n"
 
 
@@ -169,4 +173,5 @@ def _failures(single: list[Outcome], healthy: list[Outcome]) -> Iterable[str]:
         if o.alarms() or o.status != "judged":
             name = LOOK_ALIKES[o.trial.look_alike or 0].__name__
             told = "; ".join(f"{a[0]} {a[1]} block {a[2]}" for a in o.alarms()) or o.status
+            name = "monitored" if o.trial.is_monitored else name
             yield f"healthy {o.trial.subject}, {name} (seed {o.trial.seed}, {o.trial.n_blocks} blocks): {told}"

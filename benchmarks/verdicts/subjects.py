@@ -56,6 +56,7 @@ class Subject:
     head: str
     fused_qkv: bool = False
     loss: Callable[[Any, Any], Tensor] = field(default=lambda output, batch: own_loss(output, batch))
+    groups: list[dict[str, Any]] = field(default_factory=list)
 
 
 def own_loss(output: Any, batch: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import rheoscope
 import torch
 import transformers
+from rheoscope.probes.schema import TABLES
 
 from .faults import FAULTS, Fault
-from .healthy import LOOK_ALIKES, train
+from .healthy import LOOK_ALIKES, steps_of, train
 from .subjects import Subject, subject
 
+MONITORED_STEPS, MONITORED_EVERY = 50, 5
 CHANGED = 1e-3  # of the loss or of the gradient: below it a mutant is benign
 
 
@@ -37,7 +40,7 @@ class Planted:
 
 @dataclass(frozen=True)
 class Trial:
-    """One model to judge: healthy with ``look_alike``, or with faults ``planted``."""
+    """One model to judge: healthy with ``look_alike``, or with faults ``planted``; a check-up, or training under a probe."""
 
     subject: str
     seed: int
@@ -46,6 +49,7 @@ class Trial:
     look_alike: int | None = None
     planted: tuple[Planted, ...] = ()
     is_class_wide: bool = False
+    is_monitored: bool = False
 
 
 @dataclass
@@ -100,14 +104,31 @@ def _run(trial: Trial) -> Outcome:
         done = [FAULTS[planted.fault].plant(made, block, planted.severity) for block in blocks]
         if not all(done):
             return Outcome(trial, "absent")
-    twin = _effect(_made(trial)) if trial.planted else (1.0, [])
+    is_recipe = any(FAULTS[planted.fault].is_recipe for planted in trial.planted)
+    twin = _effect(_made(trial)) if trial.planted and not is_recipe else (1.0, [])
     own = _effect(made)
-    if trial.planted and not _differ(own, twin):
+    if trial.planted and not is_recipe and not _differ(own, twin):
         return Outcome(trial, "benign")
-    diagnosis = rheoscope.diagnose(rheoscope.examine(made.model, made.batch, made.loss))
+    if is_recipe or trial.is_monitored:
+        diagnosis = rheoscope.diagnose(_monitored(made))
+    else:
+        diagnosis = rheoscope.diagnose(rheoscope.examine(made.model, made.batch, made.loss))
     findings = [(f.severity, f.code, f.block, f.component) for f in diagnosis]
     sentences = [f.sentence for f in diagnosis if f.severity != "info"]
     return Outcome(trial, "judged", findings, _baselines(own), sentences)
+
+
+def _monitored(made: Subject) -> rheoscope.Recording:
+    """Train under a probe and return what it recorded."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = None
+        for probe in steps_of(made, MONITORED_STEPS, every=MONITORED_EVERY, folder=f"{folder}/run"):  # noqa: B007
+            pass
+        assert probe is not None
+        probe.close()
+        found = probe.recording
+        tables = {name: found.table(name) for name in TABLES}
+        return rheoscope.Recording.from_tables(found.manifest, found.anatomy, tables)
 
 
 def _effect(made: Subject) -> tuple[float, list[float]]:
@@ -167,7 +188,7 @@ def faulty(names: tuple[str, ...], seed: int, per_fault: int) -> list[Trial]:
 def doubled(names: tuple[str, ...], seed: int, n: int) -> list[Trial]:
     """Plan trials of two faults at once, in different blocks."""
     chance = random.Random(seed)
-    local = [i for i, fault in enumerate(FAULTS) if fault.is_local and "nan" not in fault.name]
+    local = [i for i, f in enumerate(FAULTS) if f.is_local and not f.is_recipe and "nan" not in f.name]
     trials = []
     for _ in range(n):
         one, two = chance.sample(local, 2)
@@ -200,6 +221,16 @@ def healthy(names: tuple[str, ...], seed: int, per_pair: int) -> list[Trial]:
         for name in names
         for index in range(len(LOOK_ALIKES))
         for _ in range(per_pair)
+    ]
+
+
+def monitored(names: tuple[str, ...], seed: int, per_name: int) -> list[Trial]:
+    """Plan healthy training under a probe."""
+    chance = random.Random(seed)
+    return [
+        Trial(name, chance.randrange(10_000), chance.choice((4, 6, 8)), look_alike=0, is_monitored=True)
+        for name in names
+        for _ in range(per_name)
     ]
 
 
