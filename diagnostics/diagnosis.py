@@ -21,6 +21,7 @@ from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_parameters
 from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
+from .unusual import unusual
 from .updates import untrained, update_ratio, update_siblings
 from .wiring import causality, gradient_conservation, logit_scale, loss_scale, odd_block, skip_scale
 
@@ -50,6 +51,7 @@ RULES: tuple[Rule, ...] = (
     update_ratio,
     untrained,
     bias_share,
+    unusual,
 )
 
 

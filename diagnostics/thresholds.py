@@ -88,3 +88,6 @@ COSINE_JUMP = 0.4
 # A fresh model guesses: its loss is ln V, and half the variance of its logits more. One nat more is a variance of 2.
 INITIAL_LOSS_ABOVE = 1.0
 FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched some
+
+# Logits over what the first projections give: where queries, keys and values come from one matrix their sizes differ by less.
+LOGIT_SCALE_ALIKE = 1.5

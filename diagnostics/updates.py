@@ -149,7 +149,8 @@ def _apart_at_first(block: int, step: int, odd: Apart) -> Finding:
         component="weights",
         module_path="",
         step=step,
-        sentence=f"At step {step} the optimizer moves the weights of block {block} by {odd.value:.3g} of their size: {odd.words}.",
+        sentence=f"At step {step} the optimizer moves the weights of block {block} by {odd.value:.3g} of their size: "
+        f"{odd.words}.",
         evidence=Evidence("update RMS / weight RMS", odd.value, odd.middle, "the other blocks", UPDATE_APART_AT_FIRST),
         remedy="Look at this block's parameter group: its learning rate, and what scales it.",
     )

@@ -23,6 +23,10 @@ from .belonging import branch_of
 from .hooked import Hook
 
 TOLERANCE = 0.005
+_PRODUCTS = {
+    *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm),
+    *(torch.baddbmm, Tensor.baddbmm, torch.einsum, torch.functional.einsum),
+}
 _SOFTMAXES = {functional.softmax, torch.softmax, Tensor.softmax}
 _HIDDEN = -1e4  # a logit below it is masked
 
@@ -90,8 +94,8 @@ class _Watch(TorchFunctionMode):
                 here = self._here()
                 if here is not None and here.factor is None:
                     here.projections.append(_energy(result))
-            elif len(given) == 2 and min(leaf.dim() for leaf in given) >= 3 and result.dim() >= 3:
-                self._products[result.numel()] = (result, given[0], given[1])
+            elif func in _PRODUCTS and len(given) >= 2 and result.dim() >= 3:
+                self._products[result.numel()] = (result, given[-2], given[-1])
         return result
 
     def _here(self) -> _Seen | None:

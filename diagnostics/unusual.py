@@ -1,0 +1,107 @@
+"""Say what all blocks share and few models do: a design, or a fault of the class that they share. Never an alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from rheoscope.probes.anatomy import Branch, Stack
+
+from .finding import Evidence, Finding
+from .frames import records
+from .tables import Tables
+from .thresholds import LEAST_SIBLINGS, LOGIT_SCALE_ALIKE, SCALE_APART
+
+
+def unusual(tables: Tables) -> list[Finding]:
+    """Report designs that few models have, with what they do and who has them on purpose."""
+    found = []
+    for stack in tables.anatomy.stacks:
+        if stack.n_blocks >= LEAST_SIBLINGS:
+            name = tables.stack_name(stack.index)
+            for sentence, evidence, remedy in (
+                *_norms(stack, name),
+                *_adds(stack, name),
+                *_logits(tables, stack, name),
+            ):
+                found.append(_finding(stack, sentence, evidence, remedy))
+    return found
+
+
+Told = tuple[str, Evidence, str]
+
+
+def _norms(stack: Stack, name: str) -> Iterator[Told]:
+    for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+        mine = [branch for branch in stack.branches if branch.kind == kind]
+        bare = [
+            b
+            for b in mine
+            if not b.input_norms and not b.output_norms and not b.skip_norms and b.placement != "unknown"
+        ]
+        bare = [b for b in bare if b.placement == "none"]
+        if mine and len(bare) * 4 >= len(mine) * 3:
+            yield (
+                f"No norm stands before, behind or after the {kind} branches{name}: nothing bounds what they read.",
+                Evidence(
+                    "branches with a norm",
+                    float(len(mine) - len(bare)),
+                    float(len(mine)),
+                    "nearly all transformers norm",
+                ),
+                "Fine where every branch starts at zero (ReZero, Fixup); otherwise look at the norms' class and epsilon.",
+            )
+
+
+def _adds(stack: Stack, name: str) -> Iterator[Told]:
+    idle = [branch for branch in stack.branches if not branch.parameters]
+    if len({branch.block for branch in idle}) * 4 >= stack.n_blocks * 3:
+        yield (
+            f"Every block{name} adds something to the stream that has no parameters, such as a multiple of the stream.",
+            Evidence("adds without parameters", float(len(idle)), 0.0, "a branch has weights"),
+            "Look at how the block adds its input to its output.",
+        )
+    scales = [branch.scale for branch in stack.branches if branch.parameters and not branch.is_gated_skip]
+    middle = median(scales) if scales else 1.0
+    if abs(middle - 1) > SCALE_APART:
+        yield (
+            f"The skips{name} are multiplied by {middle:.4g} at every add.",
+            Evidence("factor of the skip", middle, 1.0, "an identity in most models", SCALE_APART),
+            "DeepNorm does so on purpose (Wang et al. 2022), and some multipliers of the stream; otherwise look at the add.",
+        )
+
+
+def _logits(tables: Tables, stack: Stack, name: str) -> Iterator[Told]:
+    rows = tables.identities
+    rows = rows[(rows["check"] == "logit_scale") & (rows["stack"] == stack.index)]
+    sizes = {branch.depth: size for branch in stack.branches if (size := _head_size(branch)) is not None}
+    ratios = [row["observed"] * sizes[row["depth"]] ** 0.5 for row in records(rows) if row["depth"] in sizes]
+    middle = median(ratios) if ratios else 1.0
+    if len(ratios) >= LEAST_SIBLINGS and not 1 / LOGIT_SCALE_ALIKE < middle < LOGIT_SCALE_ALIKE:
+        yield (
+            f"The attention logits{name} are scaled by {middle:.3g} times 1 / sqrt(head size).",
+            Evidence("factor of the logits x sqrt(head size)", middle, 1.0, "Vaswani et al. 2017, section 3.2.1"),
+            "T5 has no scale and muP divides by the head size, each with an init to match; otherwise look at the factor.",
+        )
+
+
+def _head_size(branch: Branch) -> int | None:
+    if branch.attention is None or branch.attention.qk_norm != "none":
+        return None
+    return branch.attention.head_size
+
+
+def _finding(stack: Stack, sentence: str, evidence: Evidence, remedy: str) -> Finding:
+    return Finding(
+        code="unusual",
+        severity="info",
+        confidence=0.9,
+        block=None,
+        component=f"stack {stack.index}",
+        module_path="",
+        step=0,
+        sentence=sentence,
+        evidence=evidence,
+        remedy=remedy,
+        reference="What all blocks share is taken for design.",
+    )
