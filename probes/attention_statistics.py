@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from .kernels import by_c
 from .scratch import Scratch
 
 # Columns of a row of sums, one row a head: the largest visible logit, or a bound on it; sums over queries of the standard
@@ -99,9 +100,22 @@ def bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
         key: shape (batch, heads or a divisor of them, keys, head size).
         scale: of the logits.
     """
-    sizes = [torch.linalg.vector_norm(t.detach().float(), dim=-1).amax((0, 2)) for t in (query, key)]
+    sizes = [largest_sizes(t.detach()) for t in (query, key)]
     repeats = sizes[0].shape[0] // sizes[1].shape[0]
     return _one_column(sizes[0] * sizes[1].repeat_interleave(repeats) * abs(scale))
+
+
+def largest_sizes(vectors: Tensor) -> Tensor:
+    """Return the largest norm of a vector, per head, shape (heads,).
+
+    Args:
+        vectors: shape (batch, heads, positions, head size).
+    """
+    if not vectors.numel() or not by_c.has_rows(vectors):
+        return torch.linalg.vector_norm(vectors.float(), dim=-1).amax((0, 2))
+    found = torch.empty(vectors.shape[1], dtype=torch.float64)
+    by_c.kernel.largest_rows(vectors.data_ptr(), *vectors.shape, *vectors.stride()[:3], found.data_ptr())
+    return found.sqrt_()
 
 
 def _one_column(values: Tensor) -> Tensor:

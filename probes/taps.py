@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .anatomy import Anatomy, Point
 from .biases import BiasTaps
@@ -79,7 +79,7 @@ class Taps:
     def attach(self) -> None:
         """Hook the model; in a graph the hooks are there already."""
         if self._hooked is None and self._graph is None:
-            self._hooked = Hooked(self._model, self.layout.points, lambda point: self._tap(point).see)
+            self._hooked = Hooked(self._model, self.layout.points, self._view)
 
     def detach(self) -> None:
         """Unhook the model; the operators stay in a graph, where they show nothing."""
@@ -187,6 +187,19 @@ class Taps:
             Rounding(self.anatomy, self.layout, device),
             self._biases.room(device),
         )
+
+    def _view(self, point: Point) -> Callable[[Tensor], None]:
+        see = self._tap(point).see
+        relate = None if self.relations is None else self.relations.view(point)
+
+        def show(tensor: Tensor) -> None:
+            # While a forward is watched every touch of a tensor would pass through the function mode.
+            with torch._C.DisableTorchFunction():
+                see(tensor)
+                if relate is not None and self.current is not None:
+                    relate(tensor)
+
+        return show
 
     def _tap(self, point: Point) -> Tap:
         return Tap(self, self._paths, point, self.layout.flags[point])

@@ -20,9 +20,20 @@ from .plain import is_plain
 from .scratch import Scratch
 from .versions import version_of
 
+# Tokens of a forward that are looked at, and the sequences that they are taken from: so many tell a mean to a sixteenth of
+# the spread of one, whatever the size of the batch.
+MOST_TOKENS, MOST_SEQUENCES = 256, 16
 # Columns of a row of sums: over sequences of two tokens or more, the sum of their mean cosines, and their number; over
 # tokens, the sum of angular distances to the block before, and their number.
 N_SUMS = 4
+
+
+def chosen_tokens(n_sequences: int, n_tokens: int) -> tuple[slice, slice]:
+    """Return which sequences and which of their tokens are looked at: evenly spaced ones, the last token included."""
+    apart = -(-n_sequences // MOST_SEQUENCES) or 1
+    most = MOST_TOKENS // (-(-n_sequences // apart) or 1)
+    following = -(-n_tokens // most) or 1
+    return slice(0, n_sequences, apart), slice((n_tokens - 1) % following if n_tokens else 0, n_tokens, following)
 
 
 def inverse_sizes(state: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -88,8 +99,8 @@ def token_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return ``cosine_sums`` and ``angle_sums`` in one row, shape (4,), and the inverse sizes, shape (batch, tokens).
 
-    Dense float32 on the CPU is read once by the C kernel, anything else by torch's operations. The angle's two columns
-    are NaN without a state before.
+    Float32 on the CPU is read once by the C kernel, anything else by torch's operations. The angle's two columns are NaN
+    without a state before.
 
     Args:
         state: shape (batch, tokens, width).
@@ -97,9 +108,9 @@ def token_sums(
         before: the same tokens one block earlier, and their inverse sizes.
         scratch: where torch's operations work.
     """
-    others = before or ()
-    if by_c.is_float32(state, *others[:1]) and all(inverse.dtype == torch.float64 for inverse in others[1:]):
-        return _read_once(state, mask, before)
+    found = _read_once(state, mask, before)
+    if found is not None:
+        return found
     inverse = inverse_sizes(state, mask)
     cosines = cosine_sums(state, inverse)
     if before is None:
@@ -109,14 +120,22 @@ def token_sums(
     return torch.cat([cosines, angles]), inverse
 
 
-def _read_once(state: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _read_once(
+    state: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return the sums and the inverse sizes from the C kernel; None where it cannot read the tensors."""
+    if not by_c.has_rows(state):
+        return None
+    there = (0, 0, 0, 0)
+    if before is not None:
+        earlier, sizes = before
+        if not by_c.has_rows(earlier) or sizes.dtype != torch.float64:
+            return None
+        there = (earlier.data_ptr(), sizes.data_ptr(), *earlier.stride()[:2])
     found, inverse = torch.empty(N_SUMS, dtype=torch.float64), torch.empty(state.shape[:2], dtype=torch.float64)
     kept = None if mask is None else mask.to(state.device).contiguous()
-    there = (0, 0) if before is None else (before[0].data_ptr(), before[1].data_ptr())
-    mask_address = 0 if kept is None else kept.data_ptr()
-    by_c.kernel.tokens(state.data_ptr(), *state.shape, mask_address, inverse.data_ptr(), *there, found.data_ptr())
-    if before is None:
-        found[2:] = math.nan
+    here = (state.data_ptr(), *state.shape, *state.stride()[:2], 0 if kept is None else kept.data_ptr())
+    by_c.kernel.tokens(*here, inverse.data_ptr(), *there, found.data_ptr())
     return found, inverse
 
 
@@ -196,6 +215,8 @@ class TokenTaps:
         with torch.no_grad():
             values = _sequences(tensor.detach())
             mask = self._mask if self._mask is not None and self._mask.shape == values.shape[:2] else None
+            chosen = chosen_tokens(*values.shape[:2])
+            values, mask = values[chosen], None if mask is None else mask[chosen]
             before = self._taken(state, values) if state.is_end else None
             found, inverse = token_sums(values, mask, before, self._scratch)
             self._rows.add(found[None])

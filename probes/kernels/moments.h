@@ -62,14 +62,20 @@ void rheo_adam(const float *g, const float *w, const float *m, const float *v, i
                double *out);
 double rheo_turned(const float *now, float *kept, int64_t n);
 
+/* rows.c: rows that each have a number of their own. */
+void rheo_log_z(const float *x, int64_t rows, int64_t width, int64_t stride, double *out);
+void rheo_largest_rows(const float *x, const int64_t *shape, const int64_t *strides, double *out);
+
 /* tokens.c: the four sums of a state's tokens to `out`; 0 without memory. Inverse sizes are 0 for a token that does not count. */
 typedef struct {
     const float *state;
     int64_t sequences, tokens, width;
+    int64_t apart, following; /* elements from one sequence, and from one token, to the next */
     const uint8_t *mask; /* one byte a token, or NULL: all count */
     double *inverse;     /* to: one a token */
     const float *before; /* the same tokens at the state before and their inverse sizes, or NULL */
     const double *inverse_before;
+    int64_t apart_before, following_before;
 } Tokens;
 int rheo_tokens(const Tokens *job, double *out);
 

@@ -36,17 +36,19 @@ DISPATCH static double distance(const float *x, double a, const float *y, double
 }
 
 /* One sequence; `sum` is room for one double a channel, all 0. */
-static void sequence(const Tokens *job, int64_t first, double *sum, double *out) {
+static void sequence(const Tokens *job, int64_t nth, double *sum, double *out) {
     int64_t width = job->width, n = 0;
-    for (int64_t row = first; row < first + job->tokens; row++) {
+    for (int64_t token = 0; token < job->tokens; token++) {
+        int64_t row = nth * job->tokens + token, at = nth * job->apart + token * job->following;
         double inverse = 0, before = job->before ? job->inverse_before[row] : 0;
         if (!job->mask || job->mask[row]) {
-            const float *x = job->state + row * width;
+            const float *x = job->state + at;
             double size = sqrt(energy(x, width));
             inverse = size == 0 ? 0 : isfinite(size) ? 1 / size : NAN;
             if (inverse != 0) n++, add_scaled(x, width, inverse, sum);
             if (inverse != 0 && before != 0) {
-                double half = sqrt(distance(x, inverse, job->before + row * width, before, width)) / 2;
+                const float *y = job->before + nth * job->apart_before + token * job->following_before;
+                double half = sqrt(distance(x, inverse, y, before, width)) / 2;
                 out[2] += asin(half > 1 ? 1 : half) * (2 / 3.14159265358979323846), out[3]++;
             }
         }
@@ -61,10 +63,11 @@ static void sequence(const Tokens *job, int64_t first, double *sum, double *out)
 int rheo_tokens(const Tokens *job, double *out) {
     double *sum = malloc((size_t)job->width * sizeof(double) + 1);
     if (!sum) return 0;
-    memset(out, 0, 4 * sizeof(double));
+    out[0] = out[1] = 0;
+    out[2] = out[3] = job->before ? 0 : NAN;
     for (int64_t k = 0; k < job->sequences; k++) {
         memset(sum, 0, (size_t)job->width * sizeof(double));
-        sequence(job, k * job->tokens, sum, out);
+        sequence(job, k, sum, out);
     }
     free(sum);
     return 1;

@@ -1,0 +1,85 @@
+/* Reduce rows one by one where each has a number of its own: log Z of logits, sizes of queries and keys. */
+#include "moments.h"
+
+enum { ROW_LANES = 16 };
+
+DISPATCH static float largest(const float *x, int64_t n) { /* NaN is passed over */
+    float top[ROW_LANES], most = -INFINITY;
+    int64_t i = 0;
+    for (int l = 0; l < ROW_LANES; l++) top[l] = -INFINITY;
+    for (; i + ROW_LANES <= n; i += ROW_LANES)
+        for (int l = 0; l < ROW_LANES; l++) top[l] = x[i + l] > top[l] ? x[i + l] : top[l];
+    for (int l = 0; l < ROW_LANES; l++) most = top[l] > most ? top[l] : most;
+    for (; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* e^d to 2e-7 for d in -87 to 0: a power of two and a polynomial for what is left of the exponent. */
+static inline float exponential(float d) {
+    float k = d * 1.44269504f, whole = (k + 12582912.0f) - 12582912.0f, f = d * 1.44269504f - whole, power;
+    int32_t bits = ((int32_t)whole + 127) << 23;
+    memcpy(&power, &bits, 4);
+    float p = 1.54035304e-4f;
+    p = p * f + 1.33335581e-3f;
+    p = p * f + 9.61812911e-3f;
+    p = p * f + 5.55041087e-2f;
+    p = p * f + 2.40226507e-1f;
+    p = p * f + 6.93147181e-1f;
+    return power * (p * f + 1.0f);
+}
+
+DISPATCH static double exponentials(const float *x, int n, float top) { /* sum of e^(x - top); at most a block */
+    float sum[ROW_LANES] = {0};
+    double all = 0;
+    int i = 0;
+    for (; i + ROW_LANES <= n; i += ROW_LANES)
+        for (int l = 0; l < ROW_LANES; l++) {
+            float d = x[i + l] - top;
+            sum[l] += exponential(d < -87.0f ? -87.0f : d);
+        }
+    for (int l = 0; l < ROW_LANES; l++) all += sum[l];
+    for (; i < n; i++) all += exponential(x[i] - top < -87.0f ? -87.0f : x[i] - top);
+    return all;
+}
+
+/* Of rows that lie `stride` elements apart: sum of log Z, of its square, and the largest element. */
+void rheo_log_z(const float *x, int64_t rows, int64_t width, int64_t stride, double *out) {
+    out[0] = out[1] = 0, out[2] = -INFINITY;
+    for (int64_t row = 0; row < rows; row++, x += stride) {
+        float top = largest(x, width);
+        double sum = 0, log_z = top;
+        for (int64_t i = 0; i < width; i += BLOCK)
+            sum += exponentials(x + i, (int)(width - i < BLOCK ? width - i : BLOCK), isfinite(top) ? top : 0);
+        if (isfinite(top) || sum != sum) log_z += log(sum); /* a NaN shows in the sum alone */
+        out[0] += log_z, out[1] += log_z * log_z;
+        if (sum != sum) out[2] = NAN;
+        else if (top > out[2]) out[2] = top;
+    }
+}
+
+DISPATCH static double energy(const float *x, int64_t n) {
+    float sum[ROW_LANES] = {0};
+    double all = 0;
+    int64_t i = 0;
+    for (; i + ROW_LANES <= n; i += ROW_LANES)
+        for (int l = 0; l < ROW_LANES; l++) sum[l] += x[i + l] * x[i + l];
+    for (int half = ROW_LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+    all = sum[0];
+    for (; i < n; i++) all += (double)x[i] * x[i];
+    if (all > 1e-24 && all < 1e30) return all;
+    all = 0; /* a square of float32 that over- or underflowed */
+    for (i = 0; i < n; i++) all += (double)x[i] * x[i];
+    return all;
+}
+
+/* The largest sum of squares of a row, head by head; shape and strides are those of (batch, heads, rows, width). */
+void rheo_largest_rows(const float *x, const int64_t *shape, const int64_t *strides, double *out) {
+    for (int64_t head = 0; head < shape[1]; head++) out[head] = 0;
+    for (int64_t batch = 0; batch < shape[0]; batch++)
+        for (int64_t row = 0; row < shape[2]; row++)
+            for (int64_t head = 0; head < shape[1]; head++) {
+                double size = energy(x + batch * strides[0] + head * strides[1] + row * strides[2], shape[3]);
+                if (size > out[head] || size != size) out[head] = size;
+            }
+}
