@@ -31,7 +31,7 @@ enum { F32, BF16, F16, F64, N_KINDS };
 /* The order of a row of sums; ROW_MEANS is the energy of the rows' means, CHANNEL the largest |mean| of a channel. */
 enum { COUNT, FIRST, SECOND, THIRD, FOURTH, ABSMAX, ZEROS, NONFINITE, ROW_MEANS, CHANNEL, N_SUMS };
 enum { WANTS_CHANNELS = 1, WANTS_ROW_MEANS = 2 };
-enum { BLOCK = 4096, LANES = 32, FLUSH_ROWS = 64 };
+enum { BLOCK = 4096, LANES = 32, ROW_LANES = 16, FLUSH_ROWS = 64 }; /* a row is short: few lanes are folded sooner */
 
 typedef struct {
     double sums[N_SUMS];
@@ -63,6 +63,7 @@ void rheo_adam(const float *g, const float *w, const float *m, const float *v, i
 double rheo_turned(const float *now, float *kept, int64_t n);
 
 /* rows.c: rows that each have a number of their own. */
+double rheo_energy(const float *x, int64_t n); /* sum of squares */
 void rheo_log_z(const float *x, int64_t rows, int64_t width, int64_t stride, double *out);
 void rheo_largest_rows(const float *x, const int64_t *shape, const int64_t *strides, double *out);
 

@@ -1,8 +1,6 @@
 /* Reduce rows one by one where each has a number of its own: log Z of logits, sizes of queries and keys. */
 #include "moments.h"
 
-enum { ROW_LANES = 16 };
-
 DISPATCH static float largest(const float *x, int64_t n) { /* NaN is passed over */
     float top[ROW_LANES], most = -INFINITY;
     int64_t i = 0;
@@ -63,13 +61,16 @@ DISPATCH static double energy(const float *x, int64_t n) {
     int64_t i = 0;
     for (; i + ROW_LANES <= n; i += ROW_LANES)
         for (int l = 0; l < ROW_LANES; l++) sum[l] += x[i + l] * x[i + l];
-    for (int half = ROW_LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
-    all = sum[0];
+    for (int l = 0; l < ROW_LANES; l++) all += sum[l];
     for (; i < n; i++) all += (double)x[i] * x[i];
+    return all;
+}
+
+double rheo_energy(const float *x, int64_t n) {
+    double all = energy(x, n);
     if (all > 1e-24 && all < 1e30) return all;
-    all = 0; /* a square of float32 that over- or underflowed */
-    for (i = 0; i < n; i++) all += (double)x[i] * x[i];
+    all = 0; /* a square of float32 over- or underflowed */
+    for (int64_t i = 0; i < n; i++) all += (double)x[i] * x[i];
     return all;
 }
 
@@ -79,7 +80,7 @@ void rheo_largest_rows(const float *x, const int64_t *shape, const int64_t *stri
     for (int64_t batch = 0; batch < shape[0]; batch++)
         for (int64_t row = 0; row < shape[2]; row++)
             for (int64_t head = 0; head < shape[1]; head++) {
-                double size = energy(x + batch * strides[0] + head * strides[1] + row * strides[2], shape[3]);
+                double size = rheo_energy(x + batch * strides[0] + head * strides[1] + row * strides[2], shape[3]);
                 if (size > out[head] || size != size) out[head] = size;
             }
 }
