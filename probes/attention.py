@@ -20,7 +20,7 @@ from .attention_logits import default_scale, n_chosen, of_dot_products, of_modif
 from .attention_statistics import N_CHOOSING, N_SUMS, bound, head_sums, largest_alone, statistics, together
 from .device_rows import DeviceRows
 from .plain import is_plain
-from .running import ATTENTION_KINDS, Moment, place_of, places
+from .running import ATTENTION_KINDS, Moment, holders, place_of, places
 from .scratch import Scratch
 
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -52,6 +52,7 @@ class AttentionCalls:
     def __init__(self, anatomy: Anatomy, *, is_exact: bool = True) -> None:
         """Measure logits exactly, or only bound them by the norms of queries and keys."""
         self._anatomy, self._is_exact = anatomy, is_exact
+        self._paths = holders(anatomy)
         self._rows = DeviceRows(N_SUMS)
         self._scratch = Scratch()
         self._calls: list[_Call] = []
@@ -219,14 +220,14 @@ class AttentionCalls:
         for micro_step in dict.fromkeys(call.micro_step for call in calls):
             mine = [pair for pair in zip(calls, found, strict=True) if pair[0].micro_step == micro_step]
             mine = [pair for pair in mine if pair[0].is_attention]
-            placed = places(self._anatomy, [call.moment for call, _ in mine], ATTENTION_KINDS)
+            placed = places(self._anatomy, [call.moment for call, _ in mine], ATTENTION_KINDS, self._paths)
             for (call, sums), (branch, nth) in zip(mine, placed, strict=True):
                 place = {
                     "micro_step": micro_step,
                     **place_of(branch),
                     "call": nth,
                 }
-                for head, row in enumerate(sums.tolist()):
+                for head, row in enumerate(sums):
                     is_exact = row[N_CHOOSING] == row[N_CHOOSING]
                     counts = {
                         "head": call.first_head + head,

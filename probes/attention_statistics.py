@@ -100,9 +100,10 @@ def bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
         key: shape (batch, heads or a divisor of them, keys, head size).
         scale: of the logits.
     """
-    sizes = [largest_sizes(t.detach()) for t in (query, key)]
-    repeats = sizes[0].shape[0] // sizes[1].shape[0]
-    return _one_column(sizes[0] * sizes[1].repeat_interleave(repeats) * abs(scale))
+    queries, keys = largest_sizes(query), largest_sizes(key)
+    if len(keys) != len(queries):
+        keys = keys.repeat_interleave(len(queries) // len(keys))
+    return _one_column(queries.mul_(keys).mul_(abs(scale)))
 
 
 def largest_sizes(vectors: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def largest_sizes(vectors: Tensor) -> Tensor:
         vectors: shape (batch, heads, positions, head size).
     """
     if not vectors.numel() or not by_c.has_rows(vectors):
-        return torch.linalg.vector_norm(vectors.float(), dim=-1).amax((0, 2))
+        return torch.linalg.vector_norm(vectors.detach().float(), dim=-1).amax((0, 2))
     found = torch.empty(vectors.shape[1], dtype=torch.float64)
     by_c.kernel.largest_rows(vectors.data_ptr(), *vectors.shape, *vectors.stride()[:3], found.data_ptr())
     return found.sqrt_()

@@ -138,9 +138,15 @@ class FunctionTaps:
         """Run a measurement outside the graph, and in the precision that it asks for."""
         if action is None:
             return
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            if torch._C._is_any_autocast_enabled():
-                accelerator = torch.accelerator.current_accelerator()
-                for device in ("cpu", *(() if accelerator is None else (accelerator.type,))):
-                    stack.enter_context(torch.autocast(device, enabled=False))
+        with torch.no_grad(), _full_precision() if torch._C._is_any_autocast_enabled() else contextlib.nullcontext():
             action()
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Switch autocast off."""
+    accelerator = torch.accelerator.current_accelerator()
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", *(() if accelerator is None else (accelerator.type,))):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -85,7 +85,7 @@ class LogitTaps:
         seen, self._seen = self._seen, []
         rows = []
         for row, numbers in zip(seen, self._rows.take(), strict=True):
-            total, squares, largest = numbers[0].tolist()
+            total, squares, largest = numbers[0]
             mean, mean_square = total / row["n_tokens"], squares / row["n_tokens"]
             measured = {"log_z": mean, "log_z_rms": mean_square**0.5, "logit_max": largest}
             if row["micro_step"] >= 0:

@@ -93,37 +93,36 @@ def angle_sums(
 
 def token_sums(
     state: Tensor,
+    to: Tensor,
     mask: Tensor | None = None,
     before: tuple[Tensor, Tensor] | None = None,
     scratch: Scratch | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return ``cosine_sums`` and ``angle_sums`` in one row, shape (4,), and the inverse sizes, shape (batch, tokens).
+) -> Tensor:
+    """Write ``cosine_sums`` and ``angle_sums`` to a row, shape (4,), and return the inverse sizes, shape (batch, tokens).
 
     Float32 on the CPU is read once by the C kernel, anything else by torch's operations. The angle's two columns are NaN
     without a state before.
 
     Args:
         state: shape (batch, tokens, width).
+        to: the row, float64 (float32 where a device has no other), on the device of ``state``.
         mask: true where a token counts, shape (batch, tokens); None counts all.
         before: the same tokens one block earlier, and their inverse sizes.
         scratch: where torch's operations work.
     """
-    found = _read_once(state, mask, before)
-    if found is not None:
-        return found
-    inverse = inverse_sizes(state, mask)
-    cosines = cosine_sums(state, inverse)
-    if before is None:
-        angles = torch.full_like(cosines, math.nan)
-    else:
-        angles = angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
-    return torch.cat([cosines, angles]), inverse
+    inverse = _read_once(state, to, mask, before)
+    if inverse is None:
+        inverse = inverse_sizes(state, mask)
+        to[:2] = cosine_sums(state, inverse)
+        angles = None if before is None else angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
+        to[2:] = math.nan if angles is None else angles
+    return inverse
 
 
 def _read_once(
-    state: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor] | None:
-    """Return the sums and the inverse sizes from the C kernel; None where it cannot read the tensors."""
+    state: Tensor, to: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
+) -> Tensor | None:
+    """Write the sums with the C kernel, and return the inverse sizes; None where it cannot read the tensors."""
     if not by_c.has_rows(state):
         return None
     there = (0, 0, 0, 0)
@@ -132,11 +131,11 @@ def _read_once(
         if not by_c.has_rows(earlier) or sizes.dtype != torch.float64:
             return None
         there = (earlier.data_ptr(), sizes.data_ptr(), *earlier.stride()[:2])
-    found, inverse = torch.empty(N_SUMS, dtype=torch.float64), torch.empty(state.shape[:2], dtype=torch.float64)
     kept = None if mask is None else mask.to(state.device).contiguous()
+    inverse = torch.empty(state.shape[:2], dtype=torch.float64)
     here = (state.data_ptr(), *state.shape, *state.stride()[:2], 0 if kept is None else kept.data_ptr())
-    by_c.kernel.tokens(*here, inverse.data_ptr(), *there, found.data_ptr())
-    return found, inverse
+    by_c.kernel.tokens(*here, inverse.data_ptr(), *there, to.data_ptr())
+    return inverse
 
 
 @dataclass(frozen=True)
@@ -210,20 +209,24 @@ class TokenTaps:
     def see(self, point: Point, tensor: Tensor) -> None:
         """Measure the state at ``point``; nothing is copied to the host and no graph is kept."""
         state = self._states.get(point)
-        if state is None or not is_plain(tensor) or not tensor.is_floating_point() or tensor.dim() < 2:
+        if state is None or tensor.dim() < 2 or not tensor.is_floating_point() or not is_plain(tensor):
             return
-        with torch.no_grad():
-            values = _sequences(tensor.detach())
-            mask = self._mask if self._mask is not None and self._mask.shape == values.shape[:2] else None
-            chosen = chosen_tokens(*values.shape[:2])
-            values, mask = values[chosen], None if mask is None else mask[chosen]
-            before = self._taken(state, values) if state.is_end else None
-            found, inverse = token_sums(values, mask, before, self._scratch)
-            self._rows.add(found[None])
-            if state.is_end:
-                kept = values.clone() if self._is_overwritten else values
-                self._before[state.stack] = _Before(state.block, kept, inverse, version_of(kept))
+        values, mask = _sequences(tensor.detach()), self._mask
+        if mask is not None and mask.shape != values.shape[:2]:
+            mask = None
+        chosen = chosen_tokens(values.shape[0], values.shape[1])
+        values = values[chosen]
+        before = self._taken(state, values) if state.is_end else None
+        found = self._rows.room(1, values.device)[0]
         self._seen.append((self._micro_step, state))
+        try:
+            inverse = token_sums(values, found, None if mask is None else mask[chosen], before, self._scratch)
+        except Exception:
+            found.fill_(math.nan)
+            raise
+        if state.is_end:
+            kept = values.clone() if self._is_overwritten else values
+            self._before[state.stack] = _Before(state.block, kept, inverse, version_of(kept))
 
     def _taken(self, state: _State, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the state before and its inverse sizes; None where it is not known, or no longer as it was."""
@@ -234,7 +237,9 @@ class TokenTaps:
             # The stream is added to in place: from the next block on a copy is kept.
             self._is_overwritten = True
             return None
-        return before.state.to(values.device), before.inverse.to(values.device)
+        if before.state.device != values.device:
+            return before.state.to(values.device), before.inverse.to(values.device)
+        return before.state, before.inverse
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the tokens table since the last call: this is the one copy to the host."""
@@ -242,7 +247,7 @@ class TokenTaps:
         rows = []
         for (micro_step, state), numbers in zip(seen, found, strict=True):
             if micro_step >= 0:
-                cosines, n_sequences, angles, n_tokens = numbers[0].tolist()
+                cosines, n_sequences, angles, n_tokens = numbers[0]
                 place = {name: getattr(state, name) for name in ("stack", "block", "branch", "depth")}
                 measured = {"cosine": _mean(cosines, n_sequences), "angular_distance": _mean(angles, n_tokens)}
                 rows.append({"micro_step": micro_step, **place, **measured})
