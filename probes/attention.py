@@ -6,6 +6,7 @@ result enters a batched product. Router and vocabulary softmaxes do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,7 @@ class AttentionCalls:
                 self._add(together(parts), moment, first_head, query.shape[-2])
             else:
                 factor = default_scale(query) if scale is None else scale
-                self._add(bound(queries, keys, factor), moment, first_head, query.shape[-2], is_bound=True)
+                self._bound(queries, keys, factor, moment, first_head)
 
         return measure
 
@@ -135,7 +136,7 @@ class AttentionCalls:
                 logits = of_modified_scores(query, key, score_mod, block_mask[-1], scale, buffers)
                 self._add(head_sums(logits.values, logits.visible), moment, 0, query.shape[-2])
             else:
-                self._add(bound(query, key, scale), moment, 0, query.shape[-2], is_bound=True)
+                self._bound(query, key, scale, moment, 0)
 
         return measure
 
@@ -209,9 +210,14 @@ class AttentionCalls:
             return flat.reshape(-1, self._n_heads, *flat.shape[1:]), 0
         return flat.unsqueeze(1), 0 if values.dim() == 3 and n == self._batch else -1
 
-    def _add(self, rows: Tensor, moment: Moment, first_head: int, n_queries: int, is_bound: bool = False) -> None:
+    def _add(self, rows: Tensor, moment: Moment, first_head: int, n_queries: int) -> None:
         self._rows.add(rows)
-        self._calls.append(_Call(self.micro_step, moment, first_head, n_queries, is_bound=is_bound))
+        self._calls.append(_Call(self.micro_step, moment, first_head, n_queries))
+
+    def _bound(self, query: Tensor, key: Tensor, scale: float, moment: Moment, first_head: int) -> None:
+        rows = self._rows.room(query.shape[1], query.device).fill_(math.nan)
+        self._calls.append(_Call(self.micro_step, moment, first_head, query.shape[-2], is_bound=True))
+        bound(query, key, scale, rows)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the attention table since the last call: this is the one copy to the host."""

@@ -92,31 +92,23 @@ def largest_alone(logits: Tensor) -> Tensor:
     return _one_column(logits.detach().amax((0, 2, 3)))
 
 
-def bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Return rows of sums that hold the bound of Cauchy and Schwarz on the logits: max |q| max |k| |scale| per head.
+def bound(query: Tensor, key: Tensor, scale: float, to: Tensor) -> None:
+    """Write to rows of sums the bound of Cauchy and Schwarz on the logits: max |q| max |k| |scale| per head.
 
     Args:
         query: shape (batch, heads, queries, head size).
         key: shape (batch, heads or a divisor of them, keys, head size).
         scale: of the logits.
+        to: shape (heads, 6), float64 (float32 where a device has no other), NaN but for what is written.
     """
-    queries, keys = largest_sizes(query), largest_sizes(key)
-    if len(keys) != len(queries):
-        keys = keys.repeat_interleave(len(queries) // len(keys))
-    return _one_column(queries.mul_(keys).mul_(abs(scale)))
-
-
-def largest_sizes(vectors: Tensor) -> Tensor:
-    """Return the largest norm of a vector, per head, shape (heads,).
-
-    Args:
-        vectors: shape (batch, heads, positions, head size).
-    """
-    if not vectors.numel() or not by_c.has_rows(vectors):
-        return torch.linalg.vector_norm(vectors.detach().float(), dim=-1).amax((0, 2))
-    found = torch.empty(vectors.shape[1], dtype=torch.float64)
-    by_c.kernel.largest_rows(vectors.data_ptr(), *vectors.shape, *vectors.stride()[:3], found.data_ptr())
-    return found.sqrt_()
+    if by_c.has_rows(query) and by_c.has_rows(key) and to.is_cpu:
+        of_query = (query.data_ptr(), *query.shape, *query.stride()[:3])
+        of_key = (key.data_ptr(), *key.shape, *key.stride()[:3])
+        by_c.kernel.bound(*of_query, *of_key, float(scale), to.data_ptr() + 8 * LARGEST, N_SUMS)
+        return
+    sizes = [torch.linalg.vector_norm(t.detach().float(), dim=-1).amax((0, 2)) for t in (query, key)]
+    repeats = sizes[0].shape[0] // sizes[1].shape[0]
+    to[:, LARGEST] = sizes[0] * sizes[1].repeat_interleave(repeats) * abs(scale)
 
 
 def _one_column(values: Tensor) -> Tensor:

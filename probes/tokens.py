@@ -98,7 +98,7 @@ def token_sums(
     before: tuple[Tensor, Tensor] | None = None,
     scratch: Scratch | None = None,
 ) -> Tensor:
-    """Write ``cosine_sums`` and ``angle_sums`` to a row, shape (4,), and return the inverse sizes, shape (batch, tokens).
+    """Write ``cosine_sums`` and ``angle_sums`` to a row, shape (1, 4), and return the inverse sizes, shape (batch, tokens).
 
     Float32 on the CPU is read once by the C kernel, anything else by torch's operations. The angle's two columns are NaN
     without a state before.
@@ -113,9 +113,9 @@ def token_sums(
     inverse = _read_once(state, to, mask, before)
     if inverse is None:
         inverse = inverse_sizes(state, mask)
-        to[:2] = cosine_sums(state, inverse)
+        to[0, :2] = cosine_sums(state, inverse)
         angles = None if before is None else angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
-        to[2:] = math.nan if angles is None else angles
+        to[0, 2:] = math.nan if angles is None else angles
     return inverse
 
 
@@ -217,7 +217,7 @@ class TokenTaps:
         chosen = chosen_tokens(values.shape[0], values.shape[1])
         values = values[chosen]
         before = self._taken(state, values) if state.is_end else None
-        found = self._rows.room(1, values.device)[0]
+        found = self._rows.room(1, values.device)
         self._seen.append((self._micro_step, state))
         try:
             inverse = token_sums(values, found, None if mask is None else mask[chosen], before, self._scratch)
@@ -256,7 +256,8 @@ class TokenTaps:
 
 def _sequences(state: Tensor) -> Tensor:
     """Return (batch, tokens, width): one sequence without a batch axis, positions in rows and columns flattened."""
-    return state.unsqueeze(0) if state.dim() == 2 else state.flatten(1, -2)
+    n_axes = state.dim()
+    return state if n_axes == 3 else state.unsqueeze(0) if n_axes == 2 else state.flatten(1, -2)
 
 
 def _mean(total: float, n: float) -> float | None:

@@ -128,13 +128,22 @@ static PyObject *py_log_z(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
     Py_RETURN_NONE;
 }
 
-static PyObject *py_largest_rows(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+static PyObject *py_bound(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     (void)self;
-    int64_t a[8], out; /* data, then shape (batch, heads, rows, width), then the first three strides; then out */
-    if (!numbers(args, n_args, a, 8) || !numbers(args + 8, n_args - 8, &out, 1)) return NULL;
+    int64_t q[8], k[8], to[2]; /* data, shape and three strides of either; scale; out and how far apart */
+    if (!numbers(args, n_args, q, 8) || !numbers(args + 8, n_args - 8, k, 8) || !numbers(args + 17, n_args - 17, to, 2)) return NULL;
+    double scale = PyFloat_AsDouble(args[16]);
+    int is_done;
+    if (PyErr_Occurred()) return NULL;
+    if (k[2] < 1 || q[2] % k[2]) {
+        PyErr_SetString(PyExc_ValueError, "expected key heads that divide the query heads");
+        return NULL;
+    }
+    Heads query = {(const float *)(uintptr_t)q[0], q + 1, q + 5}, key = {(const float *)(uintptr_t)k[0], k + 1, k + 5};
     Py_BEGIN_ALLOW_THREADS
-    rheo_largest_rows((const float *)(uintptr_t)a[0], a + 1, a + 5, (double *)(uintptr_t)out);
+    is_done = rheo_bound(&query, &key, scale, (double *)(uintptr_t)to[0], to[1]);
     Py_END_ALLOW_THREADS
+    if (!is_done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -161,9 +170,10 @@ static PyMethodDef methods[] = {
     FAST("log_z", py_log_z,
          "log_z(data, rows, width, stride, out)\n\n"
          "Write the sum over float32 rows of log Z = log sum e^x, the sum of its square, and the largest x."),
-    FAST("largest_rows", py_largest_rows,
-         "largest_rows(data, batch, heads, rows, width, batch_stride, head_stride, row_stride, out)\n\n"
-         "Write the largest sum of squares of a float32 row, for each head."),
+    FAST("bound", py_bound,
+         "bound(query, *shape, *strides, key, *shape, *strides, scale, out, apart)\n\n"
+         "Write |scale| times the largest size of a query times that of a key, for each query head, `apart` doubles apart.\n"
+         "Shapes are of (batch, heads, rows, width), float32; strides are of the first three."),
     {NULL, NULL, 0, NULL},
 };
 

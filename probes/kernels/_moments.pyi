@@ -34,15 +34,4 @@ def tokens(
     /,
 ) -> None: ...
 def log_z(data: int, rows: int, width: int, stride: int, out: int, /) -> None: ...
-def largest_rows(
-    data: int,
-    batch: int,
-    heads: int,
-    rows: int,
-    width: int,
-    batch_stride: int,
-    head_stride: int,
-    row_stride: int,
-    out: int,
-    /,
-) -> None: ...
+def bound(*numbers: float) -> None: ...

@@ -65,7 +65,14 @@ double rheo_turned(const float *now, float *kept, int64_t n);
 /* rows.c: rows that each have a number of their own. */
 double rheo_energy(const float *x, int64_t n); /* sum of squares */
 void rheo_log_z(const float *x, int64_t rows, int64_t width, int64_t stride, double *out);
-void rheo_largest_rows(const float *x, const int64_t *shape, const int64_t *strides, double *out);
+typedef struct {
+    const float *data;
+    const int64_t *shape, *strides; /* of batch, heads, rows and width; the last is dense, and has no stride */
+} Heads;
+int rheo_bound(const Heads *query, const Heads *key, double scale, double *out, int64_t apart); /* 0 without memory */
+static inline void rheo_fetch(const float *row, int64_t n) { /* rows may lie far apart: no processor guesses the next one */
+    for (int64_t i = 0; i < n; i += 16) PREFETCH(row + i);
+}
 
 /* tokens.c: the four sums of a state's tokens to `out`; 0 without memory. Inverse sizes are 0 for a token that does not count. */
 typedef struct {
@@ -73,7 +80,7 @@ typedef struct {
     int64_t sequences, tokens, width;
     int64_t apart, following; /* elements from one sequence, and from one token, to the next */
     const uint8_t *mask; /* one byte a token, or NULL: all count */
-    double *inverse;     /* to: one a token */
+    double *inverse;     /* to: one a token, or NULL */
     const float *before; /* the same tokens at the state before and their inverse sizes, or NULL */
     const double *inverse_before;
     int64_t apart_before, following_before;

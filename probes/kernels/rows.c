@@ -74,13 +74,28 @@ double rheo_energy(const float *x, int64_t n) {
     return all;
 }
 
-/* The largest sum of squares of a row, head by head; shape and strides are those of (batch, heads, rows, width). */
-void rheo_largest_rows(const float *x, const int64_t *shape, const int64_t *strides, double *out) {
-    for (int64_t head = 0; head < shape[1]; head++) out[head] = 0;
-    for (int64_t batch = 0; batch < shape[0]; batch++)
-        for (int64_t row = 0; row < shape[2]; row++)
-            for (int64_t head = 0; head < shape[1]; head++) {
-                double size = rheo_energy(x + batch * strides[0] + head * strides[1] + row * strides[2], shape[3]);
+/* The largest size of a row, head by head; shape and strides are those of (batch, heads, rows, width). */
+static void largest_sizes(const Heads *of, double *out) {
+    for (int64_t head = 0; head < of->shape[1]; head++) out[head] = 0;
+    for (int64_t batch = 0; batch < of->shape[0]; batch++)
+        for (int64_t row = 0; row < of->shape[2]; row++)
+            for (int64_t head = 0; head < of->shape[1]; head++) {
+                const float *x = of->data + batch * of->strides[0] + head * of->strides[1] + row * of->strides[2];
+                if (row + 1 < of->shape[2]) rheo_fetch(x + of->strides[2], of->shape[3]);
+                double size = rheo_energy(x, of->shape[3]);
                 if (size > out[head] || size != size) out[head] = size;
             }
+    for (int64_t head = 0; head < of->shape[1]; head++) out[head] = sqrt(out[head]);
+}
+
+/* The bound of Cauchy and Schwarz, head by head: `out` lies `apart` doubles apart. Query heads share the fewer key heads. */
+int rheo_bound(const Heads *query, const Heads *key, double scale, double *out, int64_t apart) {
+    int64_t heads = query->shape[1], shared = heads / key->shape[1];
+    double *sizes = malloc((size_t)(heads + key->shape[1]) * sizeof(double));
+    if (!sizes) return 0;
+    largest_sizes(query, sizes);
+    largest_sizes(key, sizes + heads);
+    for (int64_t head = 0; head < heads; head++) out[head * apart] = sizes[head] * sizes[heads + head / shared] * fabs(scale);
+    free(sizes);
+    return 1;
 }

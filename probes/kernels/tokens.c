@@ -29,10 +29,6 @@ DISPATCH static double distance(const float *x, float a, const float *y, float b
     return all;
 }
 
-static void fetch(const float *row, int64_t n) {
-    for (int64_t i = 0; i < n; i += 16) PREFETCH(row + i);
-}
-
 /* One sequence; `sum` is room for one number a channel, all 0. */
 static void sequence(const Tokens *job, int64_t nth, float *sum, double *out) {
     int64_t width = job->width, n = 0;
@@ -40,9 +36,9 @@ static void sequence(const Tokens *job, int64_t nth, float *sum, double *out) {
         int64_t row = nth * job->tokens + token, at = nth * job->apart + token * job->following;
         double inverse = 0, before = job->before ? job->inverse_before[row] : 0;
         const float *x = job->state + at, *y = job->before + nth * job->apart_before + token * job->following_before;
-        if (token + 1 < job->tokens) { /* rows may lie far apart: no processor guesses the next one */
-            fetch(x + job->following, width);
-            if (job->before) fetch(y + job->following_before, width);
+        if (token + 1 < job->tokens) {
+            rheo_fetch(x + job->following, width);
+            if (job->before) rheo_fetch(y + job->following_before, width);
         }
         if (!job->mask || job->mask[row]) {
             double size = sqrt(rheo_energy(x, width));
@@ -53,7 +49,7 @@ static void sequence(const Tokens *job, int64_t nth, float *sum, double *out) {
                 out[2] += asin(half > 1 ? 1 : half) * (2 / 3.14159265358979323846), out[3]++;
             }
         }
-        job->inverse[row] = inverse;
+        if (job->inverse) job->inverse[row] = inverse;
     }
     if (n < 2) return;
     double whole = 0;
