@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
 N_ROWS = 1024  # rows a buffer; another is added when one is full
 
 
@@ -20,14 +21,13 @@ class DeviceRows:
 
     def room(self, n: int, device: torch.device) -> Tensor:
         """Return the next ``n`` rows, shape (n, width), to be written to before the next ``take``."""
-        start, end = self._ends.get(device, (0, 0))
-        if start + n > end:
-            start, end = self._grow(n, device)
-        buffer = self._buffers[device][-1]
-        first = start - end + buffer.shape[0]
-        self._ends[device] = (start + n, end)
-        self._order.append((device, start, n))
+        buffer, first = self._next(n, device)
         return buffer[first : first + n]
+
+    def address(self, n: int) -> int:
+        """Return the address of the next ``n`` rows of float64 on the CPU, to be written to before the next ``take``."""
+        buffer, first = self._next(n, _CPU)
+        return buffer.data_ptr() + 8 * self._width * first
 
     def add(self, rows: Tensor) -> int:
         """Write ``rows``, shape (rows, width), and return their number in order of arrival, from 0."""
@@ -50,6 +50,16 @@ class DeviceRows:
         for device, buffers in self._buffers.items():
             del buffers[1:]
             self._ends[device] = (0, buffers[0].shape[0])
+
+    def _next(self, n: int, device: torch.device) -> tuple[Tensor, int]:
+        """Return the buffer that holds the next ``n`` rows, and which of its rows is the first of them."""
+        start, end = self._ends.get(device, (0, 0))
+        if start + n > end:
+            start, end = self._grow(n, device)
+        buffer = self._buffers[device][-1]
+        self._ends[device] = (start + n, end)
+        self._order.append((device, start, n))
+        return buffer, start - end + buffer.shape[0]
 
     def _grow(self, n: int, device: torch.device) -> tuple[int, int]:
         """Add a buffer, and return where its rows begin and end: a row never spans two, what is left stays unused."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Point
 from .device_rows import DeviceRows
-from .kernels import by_c
+from .kernels import by_c, by_torch
 from .plain import is_plain
 from .scratch import Scratch
 from .versions import version_of
@@ -28,12 +29,24 @@ MOST_TOKENS, MOST_SEQUENCES = 256, 16
 N_SUMS = 4
 
 
-def chosen_tokens(n_sequences: int, n_tokens: int) -> tuple[slice, slice]:
-    """Return which sequences and which of their tokens are looked at: evenly spaced ones, the last token included."""
+class Chosen(NamedTuple):
+    """Which sequences and which of their tokens are looked at, and how many of each."""
+
+    sequences: slice
+    tokens: slice
+    n_sequences: int
+    n_tokens: int
+
+
+@lru_cache(maxsize=64)
+def chosen_tokens(n_sequences: int, n_tokens: int) -> Chosen:
+    """Return what is looked at of so many sequences: evenly spaced ones and tokens, the last token included."""
     apart = -(-n_sequences // MOST_SEQUENCES) or 1
-    most = MOST_TOKENS // (-(-n_sequences // apart) or 1)
-    following = -(-n_tokens // most) or 1
-    return slice(0, n_sequences, apart), slice((n_tokens - 1) % following if n_tokens else 0, n_tokens, following)
+    sequences = slice(0, n_sequences, apart)
+    n_chosen = len(range(0, n_sequences, apart))
+    following = -(-n_tokens // (MOST_TOKENS // (n_chosen or 1))) or 1
+    tokens = slice((n_tokens - 1) % following if n_tokens else 0, n_tokens, following)
+    return Chosen(sequences, tokens, n_chosen, len(range(*tokens.indices(n_tokens))))
 
 
 def inverse_sizes(state: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -91,7 +104,7 @@ def angle_sums(
     return known.sum((1, 2), dtype=dtype)
 
 
-def token_sums(
+def sums_by_torch(
     state: Tensor,
     to: Tensor,
     mask: Tensor | None = None,
@@ -100,42 +113,52 @@ def token_sums(
 ) -> Tensor:
     """Write ``cosine_sums`` and ``angle_sums`` to a row, shape (1, 4), and return the inverse sizes, shape (batch, tokens).
 
-    Float32 on the CPU is read once by the C kernel, anything else by torch's operations. The angle's two columns are NaN
-    without a state before.
+    The angle's two columns are NaN without a state before.
 
     Args:
         state: shape (batch, tokens, width).
-        to: the row, float64 (float32 where a device has no other), on the device of ``state``.
+        to: the row, on the device of ``state``.
         mask: true where a token counts, shape (batch, tokens); None counts all.
         before: the same tokens one block earlier, and their inverse sizes.
-        scratch: where torch's operations work.
+        scratch: where to work.
     """
-    inverse = _read_once(state, to, mask, before)
-    if inverse is None:
-        inverse = inverse_sizes(state, mask)
-        to[0, :2] = cosine_sums(state, inverse)
-        angles = None if before is None else angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
-        to[0, 2:] = math.nan if angles is None else angles
+    inverse = inverse_sizes(state, mask)
+    to[0, :2] = cosine_sums(state, inverse)
+    angles = None if before is None else angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
+    to[0, 2:] = math.nan if angles is None else angles
     return inverse
 
 
-def _read_once(
-    state: Tensor, to: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
-) -> Tensor | None:
-    """Write the sums with the C kernel, and return the inverse sizes; None where it cannot read the tensors."""
-    if not by_c.has_rows(state):
-        return None
+def sums_by_kernel(
+    state: Tensor, chosen: Chosen, to: int, mask: Tensor | None = None, before: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Do the same in C, for states that ``by_c.has_rows``, reading the chosen tokens once where they lie.
+
+    Args:
+        state: shape (batch, tokens, width).
+        chosen: of all its tokens.
+        to: address of the row.
+        mask: true where a chosen token counts, shape (chosen sequences, chosen tokens); None counts all.
+        before: the whole state one block earlier, and the inverse sizes of its chosen tokens, float64.
+    """
+    data, apart, following = _places(state, chosen)
+    inverse = torch.empty((chosen.n_sequences, chosen.n_tokens), dtype=torch.float64)
     there = (0, 0, 0, 0)
     if before is not None:
-        earlier, sizes = before
-        if not by_c.has_rows(earlier) or sizes.dtype != torch.float64:
-            return None
-        there = (earlier.data_ptr(), sizes.data_ptr(), *earlier.stride()[:2])
+        earlier, *strides = _places(before[0], chosen)
+        there = (earlier, before[1].data_ptr(), *strides)
     kept = None if mask is None else mask.to(state.device).contiguous()
-    inverse = torch.empty(state.shape[:2], dtype=torch.float64)
-    here = (state.data_ptr(), *state.shape, *state.stride()[:2], 0 if kept is None else kept.data_ptr())
-    by_c.kernel.tokens(*here, inverse.data_ptr(), *there, to.data_ptr())
+    shape = (chosen.n_sequences, chosen.n_tokens, state.shape[2])
+    mask_address = 0 if kept is None else kept.data_ptr()
+    by_c.kernel.tokens(data, *shape, apart, following, mask_address, inverse.data_ptr(), *there, to)
     return inverse
+
+
+def _places(state: Tensor, chosen: Chosen) -> tuple[int, int, int]:
+    """Return the address of the first chosen token, and how far apart sequences and tokens are."""
+    apart, following, _ = state.stride()
+    start = state.data_ptr() + state.element_size() * following * chosen.tokens.start
+    return start, apart * chosen.sequences.step, following * chosen.tokens.step
 
 
 @dataclass(frozen=True)
@@ -207,26 +230,36 @@ class TokenTaps:
             self._seen = [(-1 if micro_step == self._micro_step else micro_step, s) for micro_step, s in self._seen]
 
     def see(self, point: Point, tensor: Tensor) -> None:
-        """Measure the state at ``point``; nothing is copied to the host and no graph is kept."""
+        """Measure the state at ``point``; nothing is copied to the host."""
         state = self._states.get(point)
         if state is None or tensor.dim() < 2 or not tensor.is_floating_point() or not is_plain(tensor):
             return
-        values, mask = _sequences(tensor.detach()), self._mask
-        if mask is not None and mask.shape != values.shape[:2]:
-            mask = None
-        chosen = chosen_tokens(values.shape[0], values.shape[1])
-        values = values[chosen]
+        values, mask = _sequences(tensor), self._mask
+        shape = values.shape
+        chosen = chosen_tokens(shape[0], shape[1])
+        mask = None if mask is None or mask.shape != shape[:2] else mask[chosen.sequences, chosen.tokens]
         before = self._taken(state, values) if state.is_end else None
-        found = self._rows.room(1, values.device)
-        self._seen.append((self._micro_step, state))
-        try:
-            inverse = token_sums(values, found, None if mask is None else mask[chosen], before, self._scratch)
-        except Exception:
-            found.fill_(math.nan)
-            raise
+        if by_c.has_rows(values) and (before is None or by_c.has_rows(before[0])):
+            inverse = sums_by_kernel(values, chosen, self._rows.address(1), mask, before)
+            self._seen.append((self._micro_step, state))
+        else:
+            inverse = self._by_torch(values, chosen, mask, before)
+            self._seen.append((self._micro_step, state))
         if state.is_end:
-            kept = values.clone() if self._is_overwritten else values
+            # Let go when the forward ends, before the graph that hangs on it would be freed.
+            kept = values.detach().clone() if self._is_overwritten else values
             self._before[state.stack] = _Before(state.block, kept, inverse, version_of(kept))
+
+    def _by_torch(
+        self, values: Tensor, chosen: Chosen, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        some = (chosen.sequences, chosen.tokens)
+        with torch.no_grad():
+            row = torch.empty(1, N_SUMS, dtype=by_torch.wide_dtype(values.device), device=values.device)
+            earlier = None if before is None else (before[0].detach()[some], before[1])
+            inverse = sums_by_torch(values.detach()[some], row, mask, earlier, self._scratch)
+            self._rows.add(row)
+        return inverse
 
     def _taken(self, state: _State, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the state before and its inverse sizes; None where it is not known, or no longer as it was."""
@@ -256,8 +289,9 @@ class TokenTaps:
 
 def _sequences(state: Tensor) -> Tensor:
     """Return (batch, tokens, width): one sequence without a batch axis, positions in rows and columns flattened."""
-    n_axes = state.dim()
-    return state if n_axes == 3 else state.unsqueeze(0) if n_axes == 2 else state.flatten(1, -2)
+    if state.dim() == 3:
+        return state
+    return state.detach().unsqueeze(0) if state.dim() == 2 else state.detach().flatten(1, -2)
 
 
 def _mean(total: float, n: float) -> float | None:
