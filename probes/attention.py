@@ -6,7 +6,6 @@ result enters a batched product. Router and vocabulary softmaxes do not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,9 @@ from torch.nn import functional
 
 from .anatomy import Anatomy
 from .attention_logits import default_scale, n_chosen, of_dot_products, of_modified_scores, of_softmax
-from .attention_statistics import N_CHOOSING, N_SUMS, bound, head_sums, largest_alone, statistics, together
+from .attention_statistics import N_CHOOSING, N_SUMS, bound, bound_by_kernel, head_sums, largest_alone, statistics, together
 from .device_rows import DeviceRows
+from .kernels import by_c
 from .plain import is_plain
 from .running import ATTENTION_KINDS, Moment, holders, place_of, places
 from .scratch import Scratch
@@ -215,9 +215,11 @@ class AttentionCalls:
         self._calls.append(_Call(self.micro_step, moment, first_head, n_queries))
 
     def _bound(self, query: Tensor, key: Tensor, scale: float, moment: Moment, first_head: int) -> None:
-        rows = self._rows.room(query.shape[1], query.device).fill_(math.nan)
+        if by_c.has_rows(query) and by_c.has_rows(key):
+            bound_by_kernel(query, key, scale, self._rows.address(query.shape[1]))
+        else:
+            self._rows.add(bound(query, key, scale))
         self._calls.append(_Call(self.micro_step, moment, first_head, query.shape[-2], is_bound=True))
-        bound(query, key, scale, rows)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the attention table since the last call: this is the one copy to the host."""

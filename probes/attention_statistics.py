@@ -92,23 +92,24 @@ def largest_alone(logits: Tensor) -> Tensor:
     return _one_column(logits.detach().amax((0, 2, 3)))
 
 
-def bound(query: Tensor, key: Tensor, scale: float, to: Tensor) -> None:
-    """Write to rows of sums the bound of Cauchy and Schwarz on the logits: max |q| max |k| |scale| per head.
+def bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Return rows of sums that hold the bound of Cauchy and Schwarz on the logits: max |q| max |k| |scale| per head.
 
     Args:
         query: shape (batch, heads, queries, head size).
         key: shape (batch, heads or a divisor of them, keys, head size).
         scale: of the logits.
-        to: shape (heads, 6), float64 (float32 where a device has no other), NaN but for what is written.
     """
-    if by_c.has_rows(query) and by_c.has_rows(key) and to.is_cpu:
-        of_query = (query.data_ptr(), *query.shape, *query.stride()[:3])
-        of_key = (key.data_ptr(), *key.shape, *key.stride()[:3])
-        by_c.kernel.bound(*of_query, *of_key, float(scale), to.data_ptr() + 8 * LARGEST, N_SUMS)
-        return
     sizes = [torch.linalg.vector_norm(t.detach().float(), dim=-1).amax((0, 2)) for t in (query, key)]
     repeats = sizes[0].shape[0] // sizes[1].shape[0]
-    to[:, LARGEST] = sizes[0] * sizes[1].repeat_interleave(repeats) * abs(scale)
+    return _one_column(sizes[0] * sizes[1].repeat_interleave(repeats) * abs(scale))
+
+
+def bound_by_kernel(query: Tensor, key: Tensor, scale: float, to: int) -> None:
+    """Write the same rows, float64, to an address, in C; both tensors must have rows that ``by_c.has_rows``."""
+    of_query = (query.data_ptr(), *query.shape, *query.stride()[:3])
+    of_key = (key.data_ptr(), *key.shape, *key.stride()[:3])
+    by_c.kernel.bound(*of_query, *of_key, float(scale), to, N_SUMS)
 
 
 def _one_column(values: Tensor) -> Tensor:

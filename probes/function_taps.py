@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .batches import Arguments, tensors
 from .experts import ExpertCalls
 from .function_mode import WatchMode, opened, put_on, take_off
 from .hooked import is_recomputing
-from .running import Running
+from .running import Moment, Running
 
 MOST_FORWARDS = 64  # forwards measured in one step; more are not
 Guard = Callable[[str, Callable[[], None]], None]
@@ -118,7 +119,7 @@ class FunctionTaps:
                 self.attention.inside(None)
         before = self.attention.before.get(function)
         if before is not None:
-            self._guard("attention", lambda: self._measure(before(*args, **kwargs)))
+            self._guard("attention", lambda: self._measure(before(*args, **kwargs), self._running.now))
         result = function(*args, **kwargs)
         remember = self.attention.after.get(function)
         if remember is not None:
@@ -129,10 +130,9 @@ class FunctionTaps:
             self._guard("experts", lambda: self._quietly(routes(moment, result, tuple(args), kwargs)))
         return result
 
-    def _measure(self, action: Callable[[Any], None] | None) -> None:
+    def _measure(self, action: Callable[[Any], None] | None, moment: Moment) -> None:
         if action is not None:
-            moment = self._running.now
-            self._quietly(lambda: action(moment))
+            self._quietly(partial(action, moment))
 
     def _quietly(self, action: Callable[[], None] | None) -> None:
         """Run a measurement outside the graph, and in the precision that it asks for."""

@@ -130,7 +130,7 @@ static PyObject *py_log_z(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
 
 static PyObject *py_bound(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     (void)self;
-    int64_t q[8], k[8], to[2]; /* data, shape and three strides of either; scale; out and how far apart */
+    int64_t q[8], k[8], to[2]; /* data, shape and three strides of either; scale; out and columns of its rows */
     if (!numbers(args, n_args, q, 8) || !numbers(args + 8, n_args - 8, k, 8) || !numbers(args + 17, n_args - 17, to, 2)) return NULL;
     double scale = PyFloat_AsDouble(args[16]);
     int is_done;
@@ -171,8 +171,8 @@ static PyMethodDef methods[] = {
          "log_z(data, rows, width, stride, out)\n\n"
          "Write the sum over float32 rows of log Z = log sum e^x, the sum of its square, and the largest x."),
     FAST("bound", py_bound,
-         "bound(query, *shape, *strides, key, *shape, *strides, scale, out, apart)\n\n"
-         "Write |scale| times the largest size of a query times that of a key, for each query head, `apart` doubles apart.\n"
+         "bound(query, *shape, *strides, key, *shape, *strides, scale, out, columns)\n\n"
+         "Write a row of doubles for each query head: |scale| times the largest size of a query times that of a key, then NaN.\n"
          "Shapes are of (batch, heads, rows, width), float32; strides are of the first three."),
     {NULL, NULL, 0, NULL},
 };

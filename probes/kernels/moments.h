@@ -27,6 +27,10 @@
 #define PREFETCH(address) (void)(address)
 #endif
 
+static inline void rheo_fetch(const float *row, int64_t n) { /* rows may lie far apart: no processor guesses the next one */
+    for (int64_t i = 0; i < n; i += 16) PREFETCH(row + i);
+}
+
 enum { F32, BF16, F16, F64, N_KINDS };
 /* The order of a row of sums; ROW_MEANS is the energy of the rows' means, CHANNEL the largest |mean| of a channel. */
 enum { COUNT, FIRST, SECOND, THIRD, FOURTH, ABSMAX, ZEROS, NONFINITE, ROW_MEANS, CHANNEL, N_SUMS };
@@ -69,10 +73,7 @@ typedef struct {
     const float *data;
     const int64_t *shape, *strides; /* of batch, heads, rows and width; the last is dense, and has no stride */
 } Heads;
-int rheo_bound(const Heads *query, const Heads *key, double scale, double *out, int64_t apart); /* 0 without memory */
-static inline void rheo_fetch(const float *row, int64_t n) { /* rows may lie far apart: no processor guesses the next one */
-    for (int64_t i = 0; i < n; i += 16) PREFETCH(row + i);
-}
+int rheo_bound(const Heads *query, const Heads *key, double scale, double *out, int64_t columns); /* 0 without memory */
 
 /* tokens.c: the four sums of a state's tokens to `out`; 0 without memory. Inverse sizes are 0 for a token that does not count. */
 typedef struct {

@@ -44,6 +44,7 @@ DISPATCH static double exponentials(const float *x, int n, float top) { /* sum o
 void rheo_log_z(const float *x, int64_t rows, int64_t width, int64_t stride, double *out) {
     out[0] = out[1] = 0, out[2] = -INFINITY;
     for (int64_t row = 0; row < rows; row++, x += stride) {
+        if (row + 1 < rows) rheo_fetch(x + stride, width);
         float top = largest(x, width);
         double sum = 0, log_z = top;
         for (int64_t i = 0; i < width; i += BLOCK)
@@ -88,14 +89,17 @@ static void largest_sizes(const Heads *of, double *out) {
     for (int64_t head = 0; head < of->shape[1]; head++) out[head] = sqrt(out[head]);
 }
 
-/* The bound of Cauchy and Schwarz, head by head: `out` lies `apart` doubles apart. Query heads share the fewer key heads. */
-int rheo_bound(const Heads *query, const Heads *key, double scale, double *out, int64_t apart) {
+/* The bound of Cauchy and Schwarz in the first column of rows, one a head; NaN in the others. Query heads share key heads. */
+int rheo_bound(const Heads *query, const Heads *key, double scale, double *out, int64_t columns) {
     int64_t heads = query->shape[1], shared = heads / key->shape[1];
     double *sizes = malloc((size_t)(heads + key->shape[1]) * sizeof(double));
     if (!sizes) return 0;
     largest_sizes(query, sizes);
     largest_sizes(key, sizes + heads);
-    for (int64_t head = 0; head < heads; head++) out[head * apart] = sizes[head] * sizes[heads + head / shared] * fabs(scale);
+    for (int64_t head = 0; head < heads; head++, out += columns) {
+        out[0] = sizes[head] * sizes[heads + head / shared] * fabs(scale);
+        for (int64_t k = 1; k < columns; k++) out[k] = NAN;
+    }
     free(sizes);
     return 1;
 }
