@@ -17,7 +17,16 @@ from torch.nn import functional
 
 from .anatomy import Anatomy
 from .attention_logits import default_scale, n_chosen, of_dot_products, of_modified_scores, of_softmax
-from .attention_statistics import N_CHOOSING, N_SUMS, bound, bound_by_kernel, head_sums, largest_alone, statistics, together
+from .attention_statistics import (
+    N_CHOOSING,
+    N_SUMS,
+    bound,
+    bound_by_kernel,
+    head_sums,
+    largest_alone,
+    statistics,
+    together,
+)
 from .device_rows import DeviceRows
 from .kernels import by_c
 from .plain import is_plain

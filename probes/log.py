@@ -66,9 +66,7 @@ class Log:
         if n_rows == 0:
             return
         arrays = [
-            arrow(columns[field.name], field.type)
-            if field.name in columns
-            else pa.nulls(n_rows, field.type)
+            arrow(columns[field.name], field.type) if field.name in columns else pa.nulls(n_rows, field.type)
             for field in schema
         ]
         batch = pa.record_batch(arrays, schema=schema)

@@ -145,8 +145,8 @@ def sums_by_kernel(
     inverse = torch.empty((chosen.n_sequences, chosen.n_tokens), dtype=torch.float64)
     there = (0, 0, 0, 0)
     if before is not None:
-        earlier, *strides = _places(before[0], chosen)
-        there = (earlier, before[1].data_ptr(), *strides)
+        earlier, apart_before, following_before = _places(before[0], chosen)
+        there = (earlier, before[1].data_ptr(), apart_before, following_before)
     kept = None if mask is None else mask.to(state.device).contiguous()
     shape = (chosen.n_sequences, chosen.n_tokens, state.shape[2])
     mask_address = 0 if kept is None else kept.data_ptr()

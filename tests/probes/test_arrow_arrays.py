@@ -45,7 +45,9 @@ def test_nan_is_null_only_where_that_is_asked_for() -> None:
     assert math.isnan(arrow([1.0, math.nan, None], pa.float64()).to_pylist()[1])
 
 
-@pytest.mark.parametrize(("values", "kind"), [([2**70], pa.int64()), ([1.5], pa.int64()), (["a"], pa.float64()), ([1], pa.string())])
+@pytest.mark.parametrize(
+    ("values", "kind"), [([2**70], pa.int64()), ([1.5], pa.int64()), (["a"], pa.float64()), ([1], pa.string())]
+)
 def test_what_does_not_fit_raises(values: Any, kind: Any) -> None:
     with pytest.raises((TypeError, ValueError, OverflowError, AttributeError)):
         arrow(values, kind)

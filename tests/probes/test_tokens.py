@@ -234,7 +234,9 @@ def test_zero_tokens_and_values_that_are_not_finite_agree(sums: Any, bad: float)
     assert math.isnan(sums(state, None, before)[0])
 
 
-@pytest.mark.parametrize("shape", [(4, 128, 24), (1, 1000, 24), (100, 3, 24), (300, 40, 8), (1, 7, 24), (0, 4, 8), (2, 0, 8)])
+@pytest.mark.parametrize(
+    "shape", [(4, 128, 24), (1, 1000, 24), (100, 3, 24), (300, 40, 8), (1, 7, 24), (0, 4, 8), (2, 0, 8)]
+)
 def test_of_many_tokens_some_are_looked_at_evenly_spread(shape: tuple[int, int, int]) -> None:
     chosen = chosen_tokens(*shape[:2])
 
