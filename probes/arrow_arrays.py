@@ -1,7 +1,7 @@
-"""Make Arrow arrays of numbers, texts and lists straight from their buffers.
+"""Make Arrow arrays of numbers and texts straight from their buffers.
 
-``pyarrow.array`` and ``pyarrow.scalar`` import pandas to ask whether they were given something of it: 40 MiB and a third of a
-second in a training process that has no other use for it.
+``pyarrow.array`` and ``pyarrow.scalar`` import pandas to ask whether they were given something of it: 40 MiB and a quarter of
+a second in a training process that has no other use for it.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class FunctionTaps:
                 self.attention.inside(None)
         before = self.attention.before.get(function)
         if before is not None:
-            self._guard("attention", lambda: self._measure(before(*args, **kwargs), self._running.now))
+            self._guard("attention", lambda: self._measure(before(*args, **kwargs)))
         result = function(*args, **kwargs)
         remember = self.attention.after.get(function)
         if remember is not None:
@@ -130,9 +130,9 @@ class FunctionTaps:
             self._guard("experts", lambda: self._quietly(routes(moment, result, tuple(args), kwargs)))
         return result
 
-    def _measure(self, action: Callable[[Any], None] | None, moment: Moment) -> None:
+    def _measure(self, action: Callable[[Moment], None] | None) -> None:
         if action is not None:
-            self._quietly(partial(action, moment))
+            self._quietly(partial(action, self._running.now))
 
     def _quietly(self, action: Callable[[], None] | None) -> None:
         """Run a measurement outside the graph, and in the precision that it asks for."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy, Point
 from .biases import BiasTaps
 from .compiled import EAGER, Compilation, uncompiled
-from .hooked import Hooked
+from .hooked import Hooked, See
 from .in_graph import InGraph, serves
 from .paths import Paths, PathSums
 from .reading import Reading
@@ -63,6 +63,7 @@ class Taps:
         self._paths = Paths(anatomy)
         self._biases = BiasTaps(model, anatomy)
         self._spare: list[Reading] = []
+        self._views: dict[Point, See] = {}  # made once, for all the steps that are sampled
         if compilation == "whole" and serves(self.layout.points):
             self._graph = InGraph(model, self.layout.points, self._tap)
 
@@ -188,7 +189,12 @@ class Taps:
             self._biases.room(device),
         )
 
-    def _view(self, point: Point) -> Callable[[Tensor], None]:
+    def _view(self, point: Point) -> See:
+        if point not in self._views:
+            self._views[point] = self._shown(point)
+        return self._views[point]
+
+    def _shown(self, point: Point) -> See:
         see = self._tap(point).see
         relate = None if self.relations is None else self.relations.view(point)
 
