@@ -21,7 +21,7 @@ class OptionalBuild(build_ext):
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-wrapv", "-fno-math-errno"]
 moments = Extension(
     "rheoscope.probes.kernels._moments",
-    [f"probes/kernels/{name}.c" for name in ("_moments", "reduce", "threads", "tokens", "weights")],
+    [f"probes/kernels/{name}.c" for name in ("_moments", "reduce", "rows", "threads", "tokens", "weights")],
     depends=["probes/kernels/moments.h"],
     extra_compile_args=FLAGS,
     optional=True,

@@ -15,6 +15,11 @@ and dispatch included, with the quartiles as its error. The control reads each m
 former weight too, through the same hooks, and computes nothing but a sum: no instrument that looks at every element can be
 cheaper. Naive hooks compute the same statistics by torch's obvious operations, `.item()` and full backward hooks.
 
+What the set reads beyond the control: under Adam four numbers an element of a parameter (gradient, weight, both moments) for its
+three; the gradient of a sum once more where it meets that of the state before; queries and keys, for their sizes; 256 tokens of
+every state and of the logits, once more. The rest is Python: between two products of matrices a callback finds nothing of itself
+in the caches, and takes several times what it takes in a loop of its own.
+
 """
 PARTS = (
     ("Overhead", "overhead.py"),

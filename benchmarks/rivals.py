@@ -49,7 +49,9 @@ def put_on_readers(model: nn.Module, optimizer: Optimizer, anatomy: Anatomy, tim
     def view(point: Point) -> Callable[[Tensor], None]:  # noqa: ARG001 - the same at every point
         return timed(see)
 
-    Hooked(model, layout(anatomy).points, view)
+    hooked = Hooked(model, layout(anatomy).points, view)
+    # Calls are counted within a forward: without a new count nothing is seen after the first.
+    model.register_forward_pre_hook(timed(lambda *_: hooked.restart()))
     pairs = [(p, p.detach().clone()) for p in model.parameters()]
 
     def after(*_: object) -> None:

@@ -17,10 +17,20 @@ from torch.nn import functional
 
 from .anatomy import Anatomy
 from .attention_logits import default_scale, n_chosen, of_dot_products, of_modified_scores, of_softmax
-from .attention_statistics import N_CHOOSING, N_SUMS, bound, head_sums, largest_alone, statistics, together
+from .attention_statistics import (
+    N_CHOOSING,
+    N_SUMS,
+    bound,
+    bound_by_kernel,
+    head_sums,
+    largest_alone,
+    statistics,
+    together,
+)
 from .device_rows import DeviceRows
+from .kernels import by_c
 from .plain import is_plain
-from .running import ATTENTION_KINDS, Moment, place_of, places
+from .running import ATTENTION_KINDS, Moment, holders, place_of, places
 from .scratch import Scratch
 
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -52,6 +62,7 @@ class AttentionCalls:
     def __init__(self, anatomy: Anatomy, *, is_exact: bool = True) -> None:
         """Measure logits exactly, or only bound them by the norms of queries and keys."""
         self._anatomy, self._is_exact = anatomy, is_exact
+        self._paths = holders(anatomy)
         self._rows = DeviceRows(N_SUMS)
         self._scratch = Scratch()
         self._calls: list[_Call] = []
@@ -109,7 +120,7 @@ class AttentionCalls:
                 self._add(together(parts), moment, first_head, query.shape[-2])
             else:
                 factor = default_scale(query) if scale is None else scale
-                self._add(bound(queries, keys, factor), moment, first_head, query.shape[-2], is_bound=True)
+                self._bound(queries, keys, factor, moment, first_head)
 
         return measure
 
@@ -134,7 +145,7 @@ class AttentionCalls:
                 logits = of_modified_scores(query, key, score_mod, block_mask[-1], scale, buffers)
                 self._add(head_sums(logits.values, logits.visible), moment, 0, query.shape[-2])
             else:
-                self._add(bound(query, key, scale), moment, 0, query.shape[-2], is_bound=True)
+                self._bound(query, key, scale, moment, 0)
 
         return measure
 
@@ -208,9 +219,16 @@ class AttentionCalls:
             return flat.reshape(-1, self._n_heads, *flat.shape[1:]), 0
         return flat.unsqueeze(1), 0 if values.dim() == 3 and n == self._batch else -1
 
-    def _add(self, rows: Tensor, moment: Moment, first_head: int, n_queries: int, is_bound: bool = False) -> None:
+    def _add(self, rows: Tensor, moment: Moment, first_head: int, n_queries: int) -> None:
         self._rows.add(rows)
-        self._calls.append(_Call(self.micro_step, moment, first_head, n_queries, is_bound=is_bound))
+        self._calls.append(_Call(self.micro_step, moment, first_head, n_queries))
+
+    def _bound(self, query: Tensor, key: Tensor, scale: float, moment: Moment, first_head: int) -> None:
+        if by_c.has_rows(query) and by_c.has_rows(key):
+            bound_by_kernel(query, key, scale, self._rows.address(query.shape[1]))
+        else:
+            self._rows.add(bound(query, key, scale))
+        self._calls.append(_Call(self.micro_step, moment, first_head, query.shape[-2], is_bound=True))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the attention table since the last call: this is the one copy to the host."""
@@ -219,14 +237,14 @@ class AttentionCalls:
         for micro_step in dict.fromkeys(call.micro_step for call in calls):
             mine = [pair for pair in zip(calls, found, strict=True) if pair[0].micro_step == micro_step]
             mine = [pair for pair in mine if pair[0].is_attention]
-            placed = places(self._anatomy, [call.moment for call, _ in mine], ATTENTION_KINDS)
+            placed = places(self._anatomy, [call.moment for call, _ in mine], ATTENTION_KINDS, self._paths)
             for (call, sums), (branch, nth) in zip(mine, placed, strict=True):
                 place = {
                     "micro_step": micro_step,
                     **place_of(branch),
                     "call": nth,
                 }
-                for head, row in enumerate(sums.tolist()):
+                for head, row in enumerate(sums):
                     is_exact = row[N_CHOOSING] == row[N_CHOOSING]
                     counts = {
                         "head": call.first_head + head,

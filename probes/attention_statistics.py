@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from .kernels import by_c
 from .scratch import Scratch
 
 # Columns of a row of sums, one row a head: the largest visible logit, or a bound on it; sums over queries of the standard
@@ -102,6 +103,13 @@ def bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
     sizes = [torch.linalg.vector_norm(t.detach().float(), dim=-1).amax((0, 2)) for t in (query, key)]
     repeats = sizes[0].shape[0] // sizes[1].shape[0]
     return _one_column(sizes[0] * sizes[1].repeat_interleave(repeats) * abs(scale))
+
+
+def bound_by_kernel(query: Tensor, key: Tensor, scale: float, to: int) -> None:
+    """Write the same rows, float64, to an address, in C; both tensors must have rows that ``by_c.has_rows``."""
+    of_query = (query.data_ptr(), *query.shape, *query.stride()[:3])
+    of_key = (key.data_ptr(), *key.shape, *key.stride()[:3])
+    by_c.kernel.bound(*of_query, *of_key, float(scale), to, N_SUMS)
 
 
 def _one_column(values: Tensor) -> Tensor:

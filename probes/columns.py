@@ -11,12 +11,15 @@ import pyarrow as pa
 import torch
 
 from .anatomy import Anatomy
+from .arrow_arrays import arrow, nullable
 from .kernels import COUNT, SECOND
 from .schema import PLACE
 from .sites import Layout
 from .statistics import statistics
+from .table_files import SCHEMAS
 
 Columns = dict[str, Any]
+_TYPES = {field.name: field.type for field in SCHEMAS["activations"]}
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class ActivationColumns:
             "call": [site.point.call for site in sites],
             "module_path": [site.point.module_path for site in sites],
         }
-        self._constant = {name: _array(2 * values) for name, values in places.items()}
-        self._constant["direction"] = _array(["forward"] * len(sites) + ["backward"] * len(sites))
+        self._constant = {name: arrow(2 * values, _TYPES[name]) for name, values in places.items()}
+        self._constant["direction"] = arrow(["forward"] * len(sites) + ["backward"] * len(sites), pa.string())
         self._index = np.array([rows[s.point] for s in sites] + [n + rows[s.point] for s in sites], dtype=np.int64)
         adds = {(branch.stack, branch.depth): index for index, branch in enumerate(anatomy.branches)}
         written = [adds[s.stack, s.depth] if s.site == "write" else -1 for s in sites]
@@ -72,14 +75,14 @@ class ActivationColumns:
         columns: Columns = {name: _repeated(values, len(numbers), seen) for name, values in self._constant.items()}
         columns["n"] = flat[seen, COUNT].astype(np.int64)
         found = statistics(torch.from_numpy(flat[seen]))
-        columns |= {name: _nullable(value.numpy()) for name, value in found.items()}
+        columns |= {name: nullable(value.numpy()) for name, value in found.items()}
         columns["step"] = np.repeat([each.step for each in numbers], size)[seen]
         columns["micro_step"] = np.repeat([each.micro_step for each in numbers], size)[seen]
         lost = np.stack([each.energies for each in numbers])
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(lost[..., 1] > 0, lost[..., 0] / lost[..., 1], np.nan)
         shares = np.where(self._written >= 0, share[:, self._written], np.nan)
-        columns["rounded_share"] = _nullable(shares.reshape(-1)[seen])
+        columns["rounded_share"] = nullable(shares.reshape(-1)[seen])
         return columns
 
     def paths_of(self, numbers: Sequence[Numbers]) -> Columns:
@@ -92,7 +95,7 @@ class _PathColumns:
         """Look up the rows of both ends of every add."""
         branches = anatomy.branches
         columns = {name: [getattr(b, "kind" if name == "branch" else name) for b in branches] for name in PLACE}
-        self._constant = {name: _array(values) for name, values in columns.items()}
+        self._constant = {name: arrow(values, _TYPES[name]) for name, values in columns.items()}
         self._before = np.array([back.get(anatomy.before(i), -1) for i in range(len(branches))], dtype=np.int64)
         self._total = np.array([back.get(b.added, -1) for b in branches], dtype=np.int64)
         self._state = np.array([back.get(b.whole("state"), -1) for b in branches], dtype=np.int64)
@@ -121,7 +124,7 @@ class _PathColumns:
             }
         kept = (np.isfinite(gain) | known).reshape(-1)
         columns: Columns = {name: _repeated(array, len(numbers), kept) for name, array in self._constant.items()}
-        columns |= {name: _nullable(value.reshape(-1)[kept]) for name, value in values.items()}
+        columns |= {name: nullable(value.reshape(-1)[kept]) for name, value in values.items()}
         columns["step"] = np.repeat([each.step for each in numbers], len(self._scale))[kept]
         columns["micro_step"] = np.repeat([each.micro_step for each in numbers], len(self._scale))[kept]
         return columns
@@ -132,14 +135,5 @@ class _PathColumns:
         return np.where((index >= 0)[:, None], sums[:, index], np.nan)
 
 
-def _array(values: list[Any]) -> Any:
-    return pa.array(values)
-
-
 def _repeated(values: Any, times: int, kept: np.ndarray) -> Any:
-    return pa.concat_arrays([values] * times).filter(pa.array(kept))
-
-
-def _nullable(values: np.ndarray) -> Any:
-    """Return the values with null where one is NaN: absence is recorded as absence."""
-    return pa.array(values, from_pandas=True)
+    return pa.concat_arrays([values] * times).filter(arrow(kept, pa.bool_()))

@@ -20,7 +20,7 @@ from .anatomy import Anatomy
 from .device_rows import DeviceRows
 from .expert_weights import ExpertWeights
 from .plain import is_plain
-from .running import Moment, holder, place_of, places
+from .running import Moment, holder, holders, place_of, places
 
 MOE_KINDS = ("moe", "mlp", "parallel", "mixer")
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -59,7 +59,7 @@ class ExpertCalls:
         modules = dict(model.named_modules(remove_duplicate=False))
         paths = {holder(anatomy, branch) for branch in anatomy.branches if branch.kind in MOE_KINDS}
         self._weights = ExpertWeights({path: modules[path] for path in paths if path and path in modules})
-        self._anatomy = anatomy
+        self._anatomy, self._paths = anatomy, holders(anatomy)
         self._rows = DeviceRows(2)
         self._calls: list[_Routing] = []
         self._gates: dict[Moment, _Gate] = {}
@@ -171,7 +171,7 @@ class ExpertCalls:
                 for call, numbers in zip(calls, found, strict=True)
                 if call.micro_step == micro_step and call.is_certain
             ]
-            placed = places(self._anatomy, [call.moment for call, _ in mine], MOE_KINDS)
+            placed = places(self._anatomy, [call.moment for call, _ in mine], MOE_KINDS, self._paths)
             for (call, numbers), (branch, nth) in zip(mine, placed, strict=True):
                 place = {
                     "micro_step": micro_step,
@@ -181,7 +181,7 @@ class ExpertCalls:
                     "n_tokens": call.n_tokens,
                     "n_chosen": call.n_chosen,
                 }
-                rows += [place | row for row in _expert_rows(call, numbers.tolist())]
+                rows += [place | row for row in _expert_rows(call, numbers)]
         return rows
 
 

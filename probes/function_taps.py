@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .batches import Arguments, tensors
 from .experts import ExpertCalls
 from .function_mode import WatchMode, opened, put_on, take_off
 from .hooked import is_recomputing
-from .running import Running
+from .running import Moment, Running
 
 MOST_FORWARDS = 64  # forwards measured in one step; more are not
 Guard = Callable[[str, Callable[[], None]], None]
@@ -139,18 +140,23 @@ class FunctionTaps:
 
         self._guard("forward", again)
 
-    def _measure(self, action: Callable[[Any], None] | None) -> None:
+    def _measure(self, action: Callable[[Moment], None] | None) -> None:
         if action is not None:
-            moment = self._running.now
-            self._quietly(lambda: action(moment))
+            self._quietly(partial(action, self._running.now))
 
     def _quietly(self, action: Callable[[], None] | None) -> None:
         """Run a measurement outside the graph, and in the precision that it asks for."""
         if action is None:
             return
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            if torch._C._is_any_autocast_enabled():
-                accelerator = torch.accelerator.current_accelerator()
-                for device in ("cpu", *(() if accelerator is None else (accelerator.type,))):
-                    stack.enter_context(torch.autocast(device, enabled=False))
+        with torch.no_grad(), _full_precision() if torch._C._is_any_autocast_enabled() else contextlib.nullcontext():
             action()
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Switch autocast off."""
+    accelerator = torch.accelerator.current_accelerator()
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", *(() if accelerator is None else (accelerator.type,))):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield

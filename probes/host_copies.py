@@ -23,8 +23,10 @@ class HostCopy:
         self._shapes = [tuple(tensor.shape) for tensor in tensors]
         self._event: Any = None
         with torch.inference_mode(False), torch.no_grad():
-            wide = by_torch.wide_dtype(tensors[0].device)
-            flat = torch.cat([tensor.detach().reshape(-1).to(tensors[0].device, wide) for tensor in tensors])
+            device = tensors[0].device
+            wide = by_torch.wide_dtype(device)
+            parts = [tensor.reshape(-1) for tensor in tensors]
+            flat = torch.cat([t if t.dtype == wide and t.device == device else t.to(device, wide) for t in parts])
             if flat.is_cuda:
                 self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
                 self._host.copy_(flat, non_blocking=True)

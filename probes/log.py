@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .arrow_arrays import arrow
 from .errors import RecordingError, RecordingExistsError
 from .schema import TABLES
 from .step_choice import StepChoice
@@ -65,9 +66,7 @@ class Log:
         if n_rows == 0:
             return
         arrays = [
-            pa.array(columns[field.name], field.type, from_pandas=False)
-            if field.name in columns
-            else pa.nulls(n_rows, field.type)
+            arrow(columns[field.name], field.type) if field.name in columns else pa.nulls(n_rows, field.type)
             for field in schema
         ]
         batch = pa.record_batch(arrays, schema=schema)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from .anatomy import Anatomy
+from .arrow_arrays import arrow, nullable
 from .biases import biased
 from .parameter_numbers import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT
 from .parameters import ParameterTaps
@@ -24,12 +25,12 @@ class ParameterColumns:
         layout = parameters.layout()
         self._n = np.array([n for _, n, _, _ in layout], dtype=np.int64)
         self._constant = {
-            "name": pa.array([name for name, _, _, _ in layout]),
-            "stack": pa.array([place[0] for _, _, place, _ in layout]),
-            "block": pa.array([place[1] for _, _, place, _ in layout]),
-            "branch": pa.array([place[2] for _, _, place, _ in layout]),
-            "role": pa.array([role for _, _, _, role in layout]),
-            "n": pa.array(self._n),
+            "name": arrow([name for name, _, _, _ in layout], pa.string()),
+            "stack": arrow([place[0] for _, _, place, _ in layout], pa.int64()),
+            "block": arrow([place[1] for _, _, place, _ in layout], pa.int64()),
+            "branch": arrow([place[2] for _, _, place, _ in layout], pa.string()),
+            "role": arrow([role for _, _, _, role in layout], pa.string()),
+            "n": arrow(self._n, pa.int64()),
         }
         rows = {name: row for row, (name, _, _, _) in enumerate(layout)}
         with_bias = biased(anatomy, set(rows))
@@ -68,8 +69,8 @@ class ParameterColumns:
             }
         state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), states)
         columns: Columns = {name: pa.concat_arrays([values_] * len(steps)) for name, values_ in self._constant.items()}
-        columns |= {name: pa.array(value.reshape(-1), from_pandas=True) for name, value in values.items()}
-        columns["gradient_state"] = pa.array(state.reshape(-1).tolist())
+        columns |= {name: nullable(value.reshape(-1)) for name, value in values.items()}
+        columns["gradient_state"] = arrow(state.reshape(-1).tolist(), pa.string())
         columns["step"] = np.repeat(steps, len(self._n))
         return columns
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy, Point
 from .attention import unseen
 from .function_taps import FunctionTaps, Guard
-from .hooked import Hooked, is_recomputing
+from .hooked import is_recomputing
 from .logits import LogitTaps
 from .schema import TABLES
 from .tokens import TokenTaps
@@ -30,18 +30,13 @@ class RelationTaps:
         self._functions = FunctionTaps(model, anatomy, guard, exact_logits=exact_logits)
         self._tokens = TokenTaps(anatomy)
         self._logits = LogitTaps(anatomy)
-        self._model, self._guard = model, guard
-        self._hooked: Hooked | None = None
+        self._guard = guard
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._anatomy, self._n_forwards, self._has_told = anatomy, 0, False
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], micro_step: int) -> None:
         """Look at the forward that begins with these arguments."""
-        if self._hooked is None:
-            points = [*self._tokens.points, *self._logits.points]
-            self._hooked = Hooked(self._model, points, self._view, self._functions.failed)
-            self._functions.attach()
-        self._hooked.restart()
+        self._functions.attach()
         mask = kwargs.get(MASK)
         self._tokens.begin(micro_step, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
         self._logits.begin(micro_step)
@@ -56,12 +51,7 @@ class RelationTaps:
 
     def detach(self) -> None:
         """Take the hooks off."""
-        try:
-            self._functions.detach()
-        finally:
-            if self._hooked is not None:
-                self._hooked.remove()
-                self._hooked = None
+        self._functions.detach()
 
     def take(self, step: int) -> str | None:
         """Copy what a step gave to the host, and hold it; return once, in a sentence, whose attention was not seen."""
@@ -79,12 +69,13 @@ class RelationTaps:
             if rows:
                 append(name, {column: [row.get(column) for row in rows] for column in TABLES[name]})
 
-    def _view(self, point: Point) -> Callable[[Tensor], None]:
-        where, taps = ("logits", self._logits) if point in self._logits.points else ("tokens", self._tokens)
-        see = partial(taps.see, point)
+    def view(self, point: Point) -> Callable[[Tensor], None] | None:
+        """Return what is to be shown the tensors that pass ``point`` in a forward; None where nothing looks at them."""
+        for where, taps in (("tokens", self._tokens), ("logits", self._logits)):
+            if point in taps.points:
+                return partial(self._look, where, partial(taps.see, point))
+        return None
 
-        def look(tensor: Tensor) -> None:
-            if not is_recomputing():
-                self._guard(where, lambda: see(tensor))
-
-        return look
+    def _look(self, where: str, see: Callable[[Tensor], None], tensor: Tensor) -> None:
+        if not is_recomputing():
+            self._guard(where, partial(see, tensor))

@@ -49,9 +49,9 @@ class Running:
         """Find the modules; nothing is hooked yet. ``fail`` is told of errors in hooks; without it they come out."""
         self._fail = fail
         modules = dict(model.named_modules(remove_duplicate=False))
-        holders = dict.fromkeys(holder(anatomy, branch) for branch in anatomy.branches)
+        paths = dict.fromkeys(holders(anatomy))
         ends = dict.fromkeys(branch.module_path for branch in anatomy.branches)
-        self.modules = {path: modules[path] for path in holders if path and path in modules}
+        self.modules = {path: modules[path] for path in paths if path and path in modules}
         # A module without others inside it holds no attention: it ends a branch whose rest runs around it.
         self.ends = {path: modules[path] for path in ends if path in modules and not [*modules[path].children()]}
         self._handles: list[RemovableHandle] = []
@@ -128,6 +128,11 @@ def holder(anatomy: Anatomy, branch: Branch) -> str:
     return ".".join(paths[0][:shared])
 
 
+def holders(anatomy: Anatomy) -> list[str]:
+    """Return the ``holder`` of every branch, in order."""
+    return [holder(anatomy, branch) for branch in anatomy.branches]
+
+
 def place_of(branch: Branch | None) -> dict[str, Any]:
     """Return the columns that name a branch; -1 and null for a call that belongs to none for certain."""
     if branch is None:
@@ -135,7 +140,9 @@ def place_of(branch: Branch | None) -> dict[str, Any]:
     return {"stack": branch.stack, "block": branch.block, "branch": branch.kind, "depth": branch.depth}
 
 
-def places(anatomy: Anatomy, moments: Sequence[Moment], kinds: tuple[str, ...]) -> list[tuple[Branch | None, int]]:
+def places(
+    anatomy: Anatomy, moments: Sequence[Moment], kinds: tuple[str, ...], paths: Sequence[str] | None = None
+) -> list[tuple[Branch | None, int]]:
     """Return the branch of every call of one forward, and which call of that branch it is.
 
     A call belongs to the branch that the running module holds. Where the module holds several (one module serves all
@@ -147,18 +154,20 @@ def places(anatomy: Anatomy, moments: Sequence[Moment], kinds: tuple[str, ...]) 
         anatomy: of the model.
         moments: when the calls of one forward happened, in order.
         kinds: of the branches that such a call belongs to, where a module holds several.
+        paths: of the modules that hold the branches, in order, where the caller has looked them up.
     """
+    paths = holders(anatomy) if paths is None else paths
     found: list[Branch | None] = [None] * len(moments)
     for path in dict.fromkeys(moment.module_path for moment in moments):
         mine = [index for index, moment in enumerate(moments) if moment.module_path == path]
-        holders = _holders(anatomy, path, kinds)
+        held = _held(anatomy, paths, path, kinds)
         units = list(dict.fromkeys(moments[index].module_call for index in mine))
-        if len(holders) == 1 and path:
-            chosen = dict.fromkeys(mine, holders[0])
-        elif len(holders) == len(units) and path:
-            chosen = {index: holders[units.index(moments[index].module_call)] for index in mine}
-        elif len(holders) == len(mine):
-            chosen = dict(zip(mine, holders, strict=True))
+        if len(held) == 1 and path:
+            chosen = dict.fromkeys(mine, held[0])
+        elif len(held) == len(units) and path:
+            chosen = {index: held[units.index(moments[index].module_call)] for index in mine}
+        elif len(held) == len(mine):
+            chosen = dict(zip(mine, held, strict=True))
         else:
             chosen = {}
         for index, branch in chosen.items():
@@ -171,9 +180,9 @@ def places(anatomy: Anatomy, moments: Sequence[Moment], kinds: tuple[str, ...]) 
     return [(branch, _nth(found, index)) for index, branch in enumerate(found)]
 
 
-def _holders(anatomy: Anatomy, path: str, kinds: tuple[str, ...]) -> list[Branch]:
+def _held(anatomy: Anatomy, paths: Sequence[str], path: str, kinds: tuple[str, ...]) -> list[Branch]:
     """Return the branches of ``kinds`` that the module holds, or its only one whatever its kind."""
-    held = [branch for branch in anatomy.branches if holder(anatomy, branch) == path]
+    held = [branch for branch, where in zip(anatomy.branches, paths, strict=True) if where == path]
     return held if len(held) == 1 and path else [branch for branch in held if branch.kind in kinds]
 
 

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .anatomy import Anatomy, Point
 from .biases import BiasTaps
 from .compiled import EAGER, Compilation, uncompiled
-from .hooked import Hooked
+from .hooked import Hooked, See
 from .in_graph import InGraph, serves
 from .paths import Paths, PathSums
 from .reading import Reading
@@ -65,6 +65,7 @@ class Taps:
         self._paths = Paths(anatomy)
         self._biases = BiasTaps(model, anatomy)
         self._spare: list[Reading] = []
+        self._views: dict[Point, See] = {}  # made once, for all the steps that are sampled
         if compilation == "whole" and serves(self.layout.points):
             self._graph = InGraph(model, self.layout.points, self._tap)
 
@@ -82,7 +83,7 @@ class Taps:
         """Hook the model; in a graph the hooks are there already."""
         if self._hooked is None and self._graph is None:
             fail = partial(self.fail, "forward")
-            self._hooked = Hooked(self._model, self.layout.points, lambda point: self._tap(point).see, fail)
+            self._hooked = Hooked(self._model, self.layout.points, self._view, fail)
 
     def detach(self) -> None:
         """Unhook the model; the operators stay in a graph, where they show nothing."""
@@ -192,6 +193,24 @@ class Taps:
             Rounding(self.anatomy, self.layout, device),
             self._biases.room(device),
         )
+
+    def _view(self, point: Point) -> See:
+        if point not in self._views:
+            self._views[point] = self._shown(point)
+        return self._views[point]
+
+    def _shown(self, point: Point) -> See:
+        see = self._tap(point).see
+        relate = None if self.relations is None else self.relations.view(point)
+
+        def show(tensor: Tensor) -> None:
+            # While a forward is watched every touch of a tensor would pass through the function mode.
+            with torch._C.DisableTorchFunction():
+                see(tensor)
+                if relate is not None and self.current is not None:
+                    relate(tensor)
+
+        return show
 
     def _tap(self, point: Point) -> Tap:
         return Tap(self, self._paths, point, self.layout.flags[point])

@@ -8,21 +8,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Point
 from .device_rows import DeviceRows
-from .kernels import by_c
+from .kernels import by_c, by_torch
 from .plain import is_plain
 from .scratch import Scratch
 from .versions import version_of
 
+# Tokens of a forward that are looked at, and the sequences that they are taken from: so many tell a mean to a sixteenth of
+# the spread of one, whatever the size of the batch.
+MOST_TOKENS, MOST_SEQUENCES = 256, 16
 # Columns of a row of sums: over sequences of two tokens or more, the sum of their mean cosines, and their number; over
 # tokens, the sum of angular distances to the block before, and their number.
 N_SUMS = 4
+
+
+class Chosen(NamedTuple):
+    """Which sequences and which of their tokens are looked at, and how many of each."""
+
+    sequences: slice
+    tokens: slice
+    n_sequences: int
+    n_tokens: int
+
+
+@lru_cache(maxsize=64)
+def chosen_tokens(n_sequences: int, n_tokens: int) -> Chosen:
+    """Return what is looked at of so many sequences: evenly spaced ones and tokens, the last token included."""
+    apart = -(-n_sequences // MOST_SEQUENCES) or 1
+    sequences = slice(0, n_sequences, apart)
+    n_chosen = len(range(0, n_sequences, apart))
+    following = -(-n_tokens // (MOST_TOKENS // (n_chosen or 1))) or 1
+    tokens = slice((n_tokens - 1) % following if n_tokens else 0, n_tokens, following)
+    return Chosen(sequences, tokens, n_chosen, len(range(*tokens.indices(n_tokens))))
 
 
 def inverse_sizes(state: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -80,44 +104,61 @@ def angle_sums(
     return known.sum((1, 2), dtype=dtype)
 
 
-def token_sums(
+def sums_by_torch(
     state: Tensor,
+    to: Tensor,
     mask: Tensor | None = None,
     before: tuple[Tensor, Tensor] | None = None,
     scratch: Scratch | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return ``cosine_sums`` and ``angle_sums`` in one row, shape (4,), and the inverse sizes, shape (batch, tokens).
+) -> Tensor:
+    """Write ``cosine_sums`` and ``angle_sums`` to a row, shape (1, 4), and return the inverse sizes, shape (batch, tokens).
 
-    Dense float32 on the CPU is read once by the C kernel, anything else by torch's operations. The angle's two columns
-    are NaN without a state before.
+    The angle's two columns are NaN without a state before.
 
     Args:
         state: shape (batch, tokens, width).
+        to: the row, on the device of ``state``.
         mask: true where a token counts, shape (batch, tokens); None counts all.
         before: the same tokens one block earlier, and their inverse sizes.
-        scratch: where torch's operations work.
+        scratch: where to work.
     """
-    others = before or ()
-    if by_c.is_float32(state, *others[:1]) and all(inverse.dtype == torch.float64 for inverse in others[1:]):
-        return _read_once(state, mask, before)
     inverse = inverse_sizes(state, mask)
-    cosines = cosine_sums(state, inverse)
-    if before is None:
-        angles = torch.full_like(cosines, math.nan)
-    else:
-        angles = angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
-    return torch.cat([cosines, angles]), inverse
+    to[0, :2] = cosine_sums(state, inverse)
+    angles = None if before is None else angle_sums(state, inverse, before[0], before[1].to(inverse.dtype), scratch)
+    to[0, 2:] = math.nan if angles is None else angles
+    return inverse
 
 
-def _read_once(state: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    found, inverse = torch.empty(N_SUMS, dtype=torch.float64), torch.empty(state.shape[:2], dtype=torch.float64)
+def sums_by_kernel(
+    state: Tensor, chosen: Chosen, to: int, mask: Tensor | None = None, before: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Do the same in C, for states that ``by_c.has_rows``, reading the chosen tokens once where they lie.
+
+    Args:
+        state: shape (batch, tokens, width).
+        chosen: of all its tokens.
+        to: address of the row.
+        mask: true where a chosen token counts, shape (chosen sequences, chosen tokens); None counts all.
+        before: the whole state one block earlier, and the inverse sizes of its chosen tokens, float64.
+    """
+    data, apart, following = _places(state, chosen)
+    inverse = torch.empty((chosen.n_sequences, chosen.n_tokens), dtype=torch.float64)
+    there = (0, 0, 0, 0)
+    if before is not None:
+        earlier, apart_before, following_before = _places(before[0], chosen)
+        there = (earlier, before[1].data_ptr(), apart_before, following_before)
     kept = None if mask is None else mask.to(state.device).contiguous()
-    there = (0, 0) if before is None else (before[0].data_ptr(), before[1].data_ptr())
+    shape = (chosen.n_sequences, chosen.n_tokens, state.shape[2])
     mask_address = 0 if kept is None else kept.data_ptr()
-    by_c.kernel.tokens(state.data_ptr(), *state.shape, mask_address, inverse.data_ptr(), *there, found.data_ptr())
-    if before is None:
-        found[2:] = math.nan
-    return found, inverse
+    by_c.kernel.tokens(data, *shape, apart, following, mask_address, inverse.data_ptr(), *there, to)
+    return inverse
+
+
+def _places(state: Tensor, chosen: Chosen) -> tuple[int, int, int]:
+    """Return the address of the first chosen token, and how far apart sequences and tokens are."""
+    apart, following, _ = state.stride()
+    start = state.data_ptr() + state.element_size() * following * chosen.tokens.start
+    return start, apart * chosen.sequences.step, following * chosen.tokens.step
 
 
 @dataclass(frozen=True)
@@ -189,20 +230,36 @@ class TokenTaps:
             self._seen = [(-1 if micro_step == self._micro_step else micro_step, s) for micro_step, s in self._seen]
 
     def see(self, point: Point, tensor: Tensor) -> None:
-        """Measure the state at ``point``; nothing is copied to the host and no graph is kept."""
+        """Measure the state at ``point``; nothing is copied to the host."""
         state = self._states.get(point)
-        if state is None or not is_plain(tensor) or not tensor.is_floating_point() or tensor.dim() < 2:
+        if state is None or tensor.dim() < 2 or not tensor.is_floating_point() or not is_plain(tensor):
             return
+        values, mask = _sequences(tensor), self._mask
+        shape = values.shape
+        chosen = chosen_tokens(shape[0], shape[1])
+        mask = None if mask is None or mask.shape != shape[:2] else mask[chosen.sequences, chosen.tokens]
+        before = self._taken(state, values) if state.is_end else None
+        if by_c.has_rows(values) and (before is None or by_c.has_rows(before[0])):
+            inverse = sums_by_kernel(values, chosen, self._rows.address(1), mask, before)
+            self._seen.append((self._micro_step, state))
+        else:
+            inverse = self._by_torch(values, chosen, mask, before)
+            self._seen.append((self._micro_step, state))
+        if state.is_end:
+            # Let go when the forward ends, before the graph that hangs on it would be freed.
+            kept = values.detach().clone() if self._is_overwritten else values
+            self._before[state.stack] = _Before(state.block, kept, inverse, version_of(kept))
+
+    def _by_torch(
+        self, values: Tensor, chosen: Chosen, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        some = (chosen.sequences, chosen.tokens)
         with torch.no_grad():
-            values = _sequences(tensor.detach())
-            mask = self._mask if self._mask is not None and self._mask.shape == values.shape[:2] else None
-            before = self._taken(state, values) if state.is_end else None
-            found, inverse = token_sums(values, mask, before, self._scratch)
-            self._rows.add(found[None])
-            if state.is_end:
-                kept = values.clone() if self._is_overwritten else values
-                self._before[state.stack] = _Before(state.block, kept, inverse, version_of(kept))
-        self._seen.append((self._micro_step, state))
+            row = torch.empty(1, N_SUMS, dtype=by_torch.wide_dtype(values.device), device=values.device)
+            earlier = None if before is None else (before[0].detach()[some], before[1])
+            inverse = sums_by_torch(values.detach()[some], row, mask, earlier, self._scratch)
+            self._rows.add(row)
+        return inverse
 
     def _taken(self, state: _State, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the state before and its inverse sizes; None where it is not known, or no longer as it was."""
@@ -213,7 +270,9 @@ class TokenTaps:
             # The stream is added to in place: from the next block on a copy is kept.
             self._is_overwritten = True
             return None
-        return before.state.to(values.device), before.inverse.to(values.device)
+        if before.state.device != values.device:
+            return before.state.to(values.device), before.inverse.to(values.device)
+        return before.state, before.inverse
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the tokens table since the last call: this is the one copy to the host."""
@@ -221,7 +280,7 @@ class TokenTaps:
         rows = []
         for (micro_step, state), numbers in zip(seen, found, strict=True):
             if micro_step >= 0:
-                cosines, n_sequences, angles, n_tokens = numbers[0].tolist()
+                cosines, n_sequences, angles, n_tokens = numbers[0]
                 place = {name: getattr(state, name) for name in ("stack", "block", "branch", "depth")}
                 measured = {"cosine": _mean(cosines, n_sequences), "angular_distance": _mean(angles, n_tokens)}
                 rows.append({"micro_step": micro_step, **place, **measured})
@@ -230,7 +289,9 @@ class TokenTaps:
 
 def _sequences(state: Tensor) -> Tensor:
     """Return (batch, tokens, width): one sequence without a batch axis, positions in rows and columns flattened."""
-    return state.unsqueeze(0) if state.dim() == 2 else state.flatten(1, -2)
+    if state.dim() == 3:
+        return state
+    return state.detach().unsqueeze(0) if state.dim() == 2 else state.detach().flatten(1, -2)
 
 
 def _mean(total: float, n: float) -> float | None:

@@ -102,17 +102,46 @@ static PyObject *py_turns(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
 
 static PyObject *py_tokens(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     (void)self;
-    int64_t a[8], out; /* state, sequences, tokens, width, mask, inverse, before, inverse_before; then out */
+    int64_t a[8], b[5]; /* state, sequences, tokens, width, apart, following, mask, inverse; before and its three, out */
     int is_done;
-    if (!numbers(args, n_args, a, 8) || !numbers(args + 8, n_args - 8, &out, 1)) return NULL;
+    if (!numbers(args, n_args, a, 8) || !numbers(args + 8, n_args - 8, b, 5)) return NULL;
     if (a[1] < 0 || a[2] < 0 || a[3] < 0) {
         PyErr_SetString(PyExc_ValueError, "expected sizes of 0 or more");
         return NULL;
     }
-    Tokens job = {(const float *)(uintptr_t)a[0], a[1], a[2], a[3], (const uint8_t *)(uintptr_t)a[4],
-                  (double *)(uintptr_t)a[5], (const float *)(uintptr_t)a[6], (const double *)(uintptr_t)a[7]};
+    Tokens job = {(const float *)(uintptr_t)a[0], a[1], a[2], a[3], a[4], a[5], (const uint8_t *)(uintptr_t)a[6],
+                  (double *)(uintptr_t)a[7], (const float *)(uintptr_t)b[0], (const double *)(uintptr_t)b[1], b[2], b[3]};
     Py_BEGIN_ALLOW_THREADS
-    is_done = rheo_tokens(&job, (double *)(uintptr_t)out);
+    is_done = rheo_tokens(&job, (double *)(uintptr_t)b[4]);
+    Py_END_ALLOW_THREADS
+    if (!is_done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_log_z(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t a[5]; /* data, rows, width, stride, out */
+    if (!numbers(args, n_args, a, 5)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rheo_log_z((const float *)(uintptr_t)a[0], a[1], a[2], a[3], (double *)(uintptr_t)a[4]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_bound(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
+    (void)self;
+    int64_t q[8], k[8], to[2]; /* data, shape and three strides of either; scale; out and columns of its rows */
+    if (!numbers(args, n_args, q, 8) || !numbers(args + 8, n_args - 8, k, 8) || !numbers(args + 17, n_args - 17, to, 2)) return NULL;
+    double scale = PyFloat_AsDouble(args[16]);
+    int is_done;
+    if (PyErr_Occurred()) return NULL;
+    if (k[2] < 1 || q[2] % k[2]) {
+        PyErr_SetString(PyExc_ValueError, "expected key heads that divide the query heads");
+        return NULL;
+    }
+    Heads query = {(const float *)(uintptr_t)q[0], q + 1, q + 5}, key = {(const float *)(uintptr_t)k[0], k + 1, k + 5};
+    Py_BEGIN_ALLOW_THREADS
+    is_done = rheo_bound(&query, &key, scale, (double *)(uintptr_t)to[0], to[1]);
     Py_END_ALLOW_THREADS
     if (!is_done) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -134,9 +163,17 @@ static PyMethodDef methods[] = {
          "turns(table, n_rows)\n\n"
          "For every row of int64s (address of a vector, of its kept copy, n, out) write their cosine and renew the copy."),
     FAST("tokens", py_tokens,
-         "tokens(state, sequences, tokens, width, mask, inverse, before, inverse_before, out)\n\n"
+         "tokens(state, sequences, tokens, width, apart, following, mask, inverse,\n"
+         "       before, inverse_before, apart_before, following_before, out)\n\n"
          "Write each float32 token's inverse size to the doubles at `inverse`, and four sums to `out`: of the sequences' mean\n"
          "cosines, their number, of the angles to the state before over pi, their number. mask and before may be 0."),
+    FAST("log_z", py_log_z,
+         "log_z(data, rows, width, stride, out)\n\n"
+         "Write the sum over float32 rows of log Z = log sum e^x, the sum of its square, and the largest x."),
+    FAST("bound", py_bound,
+         "bound(query, *shape, *strides, key, *shape, *strides, scale, out, columns)\n\n"
+         "Write a row of doubles for each query head: |scale| times the largest size of a query times that of a key, then NaN.\n"
+         "Shapes are of (batch, heads, rows, width), float32; strides are of the first three."),
     {NULL, NULL, 0, NULL},
 };
 

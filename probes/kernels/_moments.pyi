@@ -22,10 +22,16 @@ def tokens(
     sequences: int,
     tokens: int,
     width: int,
+    apart: int,
+    following: int,
     mask: int,
     inverse: int,
     before: int,
     inverse_before: int,
+    apart_before: int,
+    following_before: int,
     out: int,
     /,
 ) -> None: ...
+def log_z(data: int, rows: int, width: int, stride: int, out: int, /) -> None: ...
+def bound(*numbers: float) -> None: ...

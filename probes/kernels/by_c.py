@@ -60,6 +60,18 @@ def is_float32(*tensors: Tensor) -> bool:
     return kernel is not None and all(tensor.dtype == torch.float32 and _is_plain(tensor) for tensor in tensors)
 
 
+def has_rows(tensor: Tensor) -> bool:
+    """Return whether the tensor is float32 in this process's memory, its last axis dense; rows may lie anywhere."""
+    return (
+        kernel is not None
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and (tensor.shape[-1] == 1 or tensor.stride(-1) == 1)
+    )
+
+
 def _is_plain(tensor: Tensor) -> bool:
     """Return whether the values lie at the tensor's address, one after the other, in this process's memory."""
     # A subclass (DTensor, a quantised wrapper) may keep its values elsewhere.

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_cases import STATISTICS, cases, differences, oracle
+from rheoscope.probes.attention_statistics import bound, bound_by_kernel
 from rheoscope.probes.kernels import N_SUMS, WANTS_CHANNELS, WANTS_ROW_MEANS, by_c, by_torch
 from rheoscope.probes.schema import STATISTICS as COLUMNS
 from rheoscope.probes.statistics import power_sums, statistics
@@ -230,3 +231,35 @@ def test_the_workers_are_hired_again_in_the_child_of_a_fork() -> None:
     )
 
     assert run.stdout.split() == ["0", "True"], run.stderr
+
+
+@needs_c
+@pytest.mark.parametrize("n_key_heads", [6, 2, 1])
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_the_bound_of_attention_is_that_of_float64(n_key_heads: int, size: float) -> None:
+    query = size * torch.randn(3, 7, 6, 10).transpose(1, 2)
+    key = torch.randn(2, n_key_heads, 9, 10)
+    to = torch.zeros(6, 6, dtype=torch.float64)
+
+    bound_by_kernel(query, key, -0.25, to.data_ptr())
+
+    largest = [t.double().norm(dim=-1).amax((0, 2)) for t in (query, key)]
+    expected = 0.25 * largest[0] * largest[1].repeat_interleave(6 // n_key_heads)
+    assert to[:, 0].tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    assert to[:, 1:].isnan().all()
+    if size == 1.0:
+        assert to[:, 0].tolist() == pytest.approx(bound(query, key, -0.25)[:, 0].tolist(), rel=1e-5)
+
+
+@needs_c
+def test_a_bound_of_what_is_not_finite_is_not_finite() -> None:
+    query, key = torch.randn(1, 2, 3, 20), torch.randn(1, 2, 3, 20)
+    query[0, 1, 1, 5] = math.nan
+    to = torch.zeros(2, 6, dtype=torch.float64)
+
+    bound_by_kernel(query, key, 1.0, to.data_ptr())
+
+    assert math.isfinite(to[0, 0])
+    assert math.isnan(to[1, 0])
+    with pytest.raises(ValueError, match="divide"):
+        by_c.kernel.bound(*(0, 1, 3, 0, 1, 1, 1, 1), *(0, 1, 2, 0, 1, 1, 1, 1), 1.0, 0, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,36 @@ def test_sums_are_those_of_float64(dtype: torch.dtype) -> None:
 
 def test_a_large_logit_does_not_overflow() -> None:
     assert log_z_sums(torch.full((2, 3), 1e30))[0] == pytest.approx(2e30)
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 4096, 5001])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 80.0])
+def test_rows_that_lie_apart_are_those_of_float64(width: int, scale: float) -> None:
+    logits = (scale * torch.randn(30, width))[::4]
+
+    total, squares, largest = log_z_sums(logits).tolist()
+
+    log_z = logits.double().logsumexp(-1)
+    assert total == pytest.approx(float(log_z.sum()), rel=1e-6, abs=1e-5)
+    assert squares == pytest.approx(float(log_z.square().sum()), rel=1e-6, abs=1e-9)
+    assert largest == float(logits.max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_classes_masked_by_infinity_weigh_nothing_and_what_is_not_finite_shows(dtype: torch.dtype) -> None:
+    logits = torch.randn(3, 40, dtype=dtype)
+    logits[1, :7] = -math.inf
+    expected = float(logits.double().logsumexp(-1).sum())
+
+    assert float(log_z_sums(logits)[0]) == pytest.approx(expected, rel=1e-6)
+
+    for bad in (math.nan, math.inf):
+        logits[2, 3] = bad
+        total, _, largest = log_z_sums(logits).tolist()
+        assert not math.isfinite(total)
+        assert not math.isfinite(largest)
+    logits[2] = -math.inf
+    assert float(log_z_sums(logits)[0]) == -math.inf
 
 
 class Returning(nn.Module):

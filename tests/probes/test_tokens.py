@@ -14,7 +14,17 @@ import torch
 from oracles import LENGTH, WIDTH, NanoGPT, batch_of, captured, gpt2, llama
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
 from rheoscope.probes.hooked import Hooked
-from rheoscope.probes.tokens import TokenTaps, angle_sums, cosine_sums, inverse_sizes, token_sums
+from rheoscope.probes.kernels import by_c
+from rheoscope.probes.tokens import (
+    MOST_TOKENS,
+    TokenTaps,
+    angle_sums,
+    chosen_tokens,
+    cosine_sums,
+    inverse_sizes,
+    sums_by_kernel,
+    sums_by_torch,
+)
 from torch import Tensor, nn
 
 IDS = {"GPT-2": (gpt2, "transformer.h.{}.ln_1", "transformer.h.{}.ln_2", "transformer.ln_f")}
@@ -180,8 +190,15 @@ def by_torch(state: Tensor, mask: Tensor | None, before: Tensor) -> list[float]:
 
 def by_kernel(state: Tensor, mask: Tensor | None, before: Tensor) -> list[float]:
     """Return the four sums as the taps take them: in C where the package was built with it."""
-    _, there = token_sums(before, mask)
-    return token_sums(state, mask, (before, there))[0].tolist()
+    found = torch.empty(1, 4, dtype=torch.float64)
+    if by_c.kernel is None:
+        there = sums_by_torch(before, found, mask)
+        sums_by_torch(state, found, mask, (before, there))
+    else:
+        chosen = chosen_tokens(*state.shape[:2])
+        there = sums_by_kernel(before, chosen, found.data_ptr(), mask)
+        sums_by_kernel(state, chosen, found.data_ptr(), mask, (before, there))
+    return found[0].tolist()
 
 
 @pytest.mark.parametrize("sums", [by_torch, by_kernel])
@@ -215,3 +232,43 @@ def test_zero_tokens_and_values_that_are_not_finite_agree(sums: Any, bad: float)
 
     state[1, 2, 7] = bad
     assert math.isnan(sums(state, None, before)[0])
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 128, 24), (1, 1000, 24), (100, 3, 24), (300, 40, 8), (1, 7, 24), (0, 4, 8), (2, 0, 8)]
+)
+def test_of_many_tokens_some_are_looked_at_evenly_spread(shape: tuple[int, int, int]) -> None:
+    chosen = chosen_tokens(*shape[:2])
+
+    rows, columns = (range(n)[part] for n, part in zip(shape[:2], chosen[:2], strict=True))
+
+    assert (chosen.n_sequences, chosen.n_tokens) == (len(rows), len(columns))
+    assert len(rows) * len(columns) <= MOST_TOKENS
+    if shape[0] * shape[1] <= MOST_TOKENS and shape[0] <= 16:
+        assert (len(rows), len(columns)) == shape[:2]
+    if shape[0] and shape[1]:
+        assert columns[-1] == shape[1] - 1
+        assert len(columns) >= min(shape[1], 8)
+
+
+@pytest.mark.parametrize("is_dense", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_chosen_tokens_alone_are_measured(is_dense: bool, dtype: torch.dtype) -> None:
+    points = [Point(f"block.{n}", "output", ()) for n in range(2)]
+    block = Branch(0, 0, 1, "mlp", "pre", "layernorm", state=points[1])
+    taps = TokenTaps(Anatomy((Stack(0, (block,), start=points[0]),)))
+    states = [torch.randn(20, 70, WIDTH, dtype=dtype) for _ in points]
+    if not is_dense:
+        states = [state.transpose(0, 1).contiguous().transpose(0, 1) for state in states]
+    mask = torch.rand(20, 70) < 0.8
+    chosen = chosen_tokens(20, 70)[:2]
+    taps.begin(0, mask)
+
+    for point, state in zip(points, states, strict=True):
+        taps.see(point, state)
+    first, second = taps.rows()
+
+    before, after = (state[chosen] for state in states)
+    assert first["cosine"] == pytest.approx(mean_cosine(before, mask[chosen]), abs=1e-6)
+    assert second["cosine"] == pytest.approx(mean_cosine(after, mask[chosen]), abs=1e-6)
+    assert second["angular_distance"] == pytest.approx(mean_angle(after, before, mask[chosen]), rel=1e-5)
