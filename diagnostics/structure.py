@@ -201,14 +201,16 @@ def _epsilon(step: int, row: dict[str, Any], odd: Apart) -> Finding:
 def frozen_block(tables: Tables) -> list[Finding]:
     """Report a block none of whose parameters ever received a gradient while those of the other blocks did."""
     rows = tables.parameters
+    embedding_moves = bool(rows.loc[rows["role"] == "embedding", "gradient_state"].isin(["zero", "value"]).any())
     rows = rows[rows["block"] >= 0]
     found = []
     for stack, group in rows.groupby("stack", sort=False):
         received = group["gradient_state"].isin(["zero", "value"])
         reached = group.assign(reached=received).groupby("block")["reached"].any()
         frozen = [int(block) for block in reached.index[~reached.to_numpy(bool)]]
-        # The first blocks of a fine-tuned model are often frozen on purpose.
-        if not frozen or frozen == list(range(len(frozen))) or len(frozen) * 4 > len(reached):
+        # The first blocks of a fine-tuned model are often frozen on purpose, and with them what they read.
+        is_purpose = frozen == list(range(len(frozen))) and not embedding_moves
+        if not frozen or is_purpose or len(frozen) * 4 > len(reached):
             continue
         for block in frozen:
             n = int((group["block"] == block).sum())

@@ -71,12 +71,13 @@ WRITE_APART = 3.0
 WRITE_APART_AT_ENDS = 10.0
 # The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12
 # blocks after 60 to 200 steps); parameters that start at 0 by more.
-TRAINED_ENDS_APART = 3.0
+TRAINED_ENDS_APART = 2.0
 FROM_ZERO_APART = 10.0
 STARTS_AT_ONE = 0.5  # a gain below it is stored less 1, or as a logarithm
 # A norm gives sqrt(var / (var + eps)) of its gain: a twentieth less than its siblings, and at least a tenth less in all.
 EPSILON_SHRINKS = 1.05
 EPSILON_MATTERS = 0.9
+EPSILON_UNUSUAL = 0.3
 # What the siblings give of their gains where these are stored as they are used; those stored less 1 (Gemma) tell nothing.
 EPSILON_USUAL = (0.7, 1.1)
 # Share of hidden values that are exactly 0: half at init under ReLU, about 0.9 in sparse trained networks.

@@ -10,7 +10,7 @@ from rheoscope.probes.anatomy import Branch, Stack
 from .finding import Evidence, Finding
 from .frames import records
 from .tables import Tables
-from .thresholds import LEAST_SIBLINGS, LOGIT_SCALE_ALIKE, SCALE_APART
+from .thresholds import EPSILON_UNUSUAL, LEAST_SIBLINGS, LOGIT_SCALE_ALIKE, SCALE_APART
 
 
 def unusual(tables: Tables) -> list[Finding]:
@@ -31,18 +31,14 @@ def unusual(tables: Tables) -> list[Finding]:
 Told = tuple[str, Evidence, str]
 
 
-def _norms(stack: Stack, name: str) -> Iterator[Told]:
-    for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+def _norms(tables: Tables, stack: Stack, name: str) -> Iterator[Told]:
+    for kind in dict.fromkeys(branch.kind for branch in stack.branches if branch.parameters):
         mine = [branch for branch in stack.branches if branch.kind == kind]
-        bare = [
-            b
-            for b in mine
-            if not b.input_norms and not b.output_norms and not b.skip_norms and b.placement != "unknown"
-        ]
-        bare = [b for b in bare if b.placement == "none"]
-        if mine and len(bare) * 4 >= len(mine) * 3:
+        bare = [branch for branch in mine if branch.placement == "none"]
+        if len(bare) * 2 >= len(mine):
             yield (
-                f"No norm stands before, behind or after the {kind} branches{name}: nothing bounds what they read.",
+                f"No norm stands before, behind or after {len(bare)} of the {len(mine)} {kind} branches{name}: nothing bounds "
+                "what they read.",
                 Evidence(
                     "branches with a norm",
                     float(len(mine) - len(bare)),
@@ -50,6 +46,21 @@ def _norms(stack: Stack, name: str) -> Iterator[Told]:
                     "nearly all transformers norm",
                 ),
                 "Fine where every branch starts at zero (ReZero, Fixup); otherwise look at the norms' class and epsilon.",
+            )
+        depths = {branch.depth for branch in mine if branch.placement in ("pre", "double")}
+        rows = tables.sites("branch_input")
+        rows = rows[(rows["stack"] == stack.index) & rows["depth"].isin(depths) & (rows["step"] == rows["step"].min())]
+        norms = tables.norms
+        norms = norms[(norms["role"] == "input") & (norms["step"] == norms["step"].min()) & norms["depth"].isin(depths)]
+        gains = norms.loc[norms["stack"] == stack.index, "gain_rms"].dropna()
+        given = float(rows["rms"].median()) if len(rows) else 1.0
+        least = EPSILON_UNUSUAL * (float(gains.median()) if len(gains) else 1.0)
+        if given < least:
+            yield (
+                f"What the {kind} branches{name} read from their norms has an RMS of {given:.2g}: the norms' epsilon is large "
+                "beside what they read, or their gains are small.",
+                Evidence("RMS of what a norm gives", given, 1.0, "a norm gives its gain", EPSILON_UNUSUAL),
+                "Look at the norms' epsilon (1e-5 or 1e-6 is usual), and at the size of the embedding.",
             )
 
 

@@ -17,6 +17,7 @@ from .frames import groups, records
 from .tables import Tables
 from .thresholds import LEAST_SIBLINGS, SCALE_ALIKE, SCALE_APART
 
+MOST_TERMS = 4  # that a parallel block adds at once
 REMEDIES = {
     "skip-scale": "Look at this block's add: a term that is scaled, missing or added twice.",
     "write-scale": "Look at what stands between this branch's last projection and the add.",
@@ -94,10 +95,10 @@ def causality(tables: Tables) -> list[Finding]:
                     severity="error",
                     place=(block, kind),
                     sentence=f"In the {kind} branch of block {block} earlier positions see later ones: when the last alone "
-                    f"changes, they move by {row['observed']:.2g} of it. In {len(group) - len(ill)} of the {len(group)} "
+                    f"changes, they move by {row['observed']:.2g} of the largest value. In {len(group) - len(ill)} of the {len(group)} "
                     f"{kind} branches they do not move at all.",
                     evidence=Evidence(
-                        "change at earlier positions / at the last",
+                        "change at earlier positions / largest value",
                         float(row["observed"]),
                         0.0,
                         "the other blocks are causal",
@@ -145,31 +146,35 @@ def skip_scale(tables: Tables) -> list[Finding]:
             mine = [branch for branch in stack.branches if branch.kind == kind]
             skips = [None if branch.is_gated_skip else branch.scale for branch in mine]
             found += _apart(mine, skips, "skip-scale", lambda b: f"the skip of the {b.kind} branch of block {b.block}")
-            writes = [measured.get((stack.index, branch.depth), _factor(branch)) for branch in mine]
-            found += _apart(
-                mine, writes, "write-scale", lambda b: f"the output of the {b.kind} branch of block {b.block}"
-            )
+            for nth in range(MOST_TERMS):
+                writes = [measured.get((stack.index, branch.depth, nth)) for branch in mine]
+                found += _apart(
+                    mine, writes, "write-scale", lambda b: f"the output of the {b.kind} branch of block {b.block}"
+                )
     return found
 
 
-def _write_factors(tables: Tables) -> dict[tuple[int, int], float]:
-    """Return what is written over what the last projection gave, by stack and depth, where no norm stands between."""
+def _write_factors(tables: Tables) -> dict[tuple[int, int, int], float]:
+    """Return what is added over what the last projection gave, by stack, depth and term: of a check-up exactly.
+
+    Of a run it is the ratio of the two tensors' sizes, where no norm and no dropout stand between.
+    """
+    exact = tables.identities[tables.identities["check"] == "write_scale"]
+    found: dict[tuple[int, int, int], float] = {}
+    for row in records(exact):
+        place = int(row["stack"]), int(row["depth"])
+        found[(*place, sum(key[:2] == place for key in found))] = float(row["observed"])
+    if found:
+        return found
     rows = tables.activations
     rows = rows[(rows["direction"] == "forward") & rows["site"].isin(["branch_output", "write"])]
     normed = {(b.stack, b.depth) for b in tables.anatomy.branches if b.output_norms or b.write_dropout}
-    found = {}
     for (stack, depth), group in groups(rows[rows["step"] == rows["step"].min()], "stack", "depth"):
         sizes = {row["site"]: (float(row["rms"]), float(row["mean"])) for row in records(group)}
         if (stack, depth) not in normed and len(sizes) == 2 and sizes["branch_output"][0] > 0:
             (given, given_mean), (written, written_mean) = sizes["branch_output"], sizes["write"]
-            found[stack, depth] = written / given * (-1 if given_mean * written_mean < 0 else 1)
+            found[stack, depth, 0] = written / given * (-1 if given_mean * written_mean < 0 else 1)
     return found
-
-
-def _factor(branch: Branch) -> float | None:
-    """Return the constant by which a branch's output is multiplied before the add; None where it is not one number."""
-    factors = set(branch.factors)
-    return factors.pop() if len(factors) == 1 else None
 
 
 def logit_scale(tables: Tables) -> list[Finding]:

@@ -31,6 +31,7 @@ from .skip_path import skip_path
 from .taps import Taps
 from .untouched import untouched
 from .visibility import visibility
+from .write_scale import write_scale
 
 LossFunction = Callable[[Any, Batch], Tensor]
 
@@ -113,6 +114,7 @@ def _checked(
         *visibility(model, batch, anatomy, seed=seed),
         *loss_gradient(model, batch, anatomy, loss_of),
         *logit_scale(model, batch, anatomy),
+        *write_scale(model, batch, anatomy),
     ]
 
 

@@ -83,8 +83,10 @@ class Hooked:
                 f"does not have ({strange[0]!r:.100} is one). Pass the anatomy that discover(model, batch) returns, or "
                 "none."
             )
-        for path, mine in by_module.items():
-            self._modules.append(_HookedModule(modules[path], [(point, view(point)) for point in mine], fail))
+        # All of them before the first hook: one that raises leaves none behind.
+        views = {path: [(point, view(point)) for point in mine] for path, mine in by_module.items()}
+        for path, mine in views.items():
+            self._modules.append(_HookedModule(modules[path], mine, fail))
 
     def restart(self) -> None:
         """Count calls from 0 again: a new forward begins."""

@@ -13,15 +13,17 @@ from .batches import Batch, arguments, call, tensors
 from .hooked import Hooked
 from .interventions import seen_after
 
-TOLERANCE = 1e-5  # of the change at the changed position itself; float32 kernels that work in tiles may differ by 1e-7
-STEP = 0.1  # of the state: small enough for what follows to stay in its range, large beside rounding
+TOLERANCE = 1e-6  # of the sum's largest value: several times what float32 kernels that work in tiles differ by
+STEP = (
+    1.0  # of the state's own RMS: a branch that writes little, and leaks little of that, must stand out of the rounding
+)
 
 
 def visibility(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 0) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``causality`` of every branch of a batch of token ids.
 
     The state before a branch is changed at its last position alone; ``observed`` is by how much the sum behind the branch
-    changes at earlier positions, relative to its own last one: 0 where a position sees no later one. A
+    changes at earlier positions, relative to its largest value: 0 where a position sees no later one. A
     forward, and one up to each add. Call it inside ``untouched(model, training=False)``.
 
     Args:
@@ -90,9 +92,8 @@ def _leak(
     if shape is None or moved.shape != still.shape:
         return None
     change = (moved - still).abs().view(shape)
-    own = float(change[:, -1].max())
-    leak = float(change[:, :-1].max())
-    return None if own == 0 or own != own or leak != leak else leak / own
+    own, leak, size = float(change[:, -1].max()), float(change[:, :-1].max()), float(still.abs().max())
+    return leak / size if own > 0 and size > 0 and leak == leak else None
 
 
 def _shape(tensor: Tensor, lengths: set[Any]) -> tuple[int, int, int] | None:
@@ -114,5 +115,5 @@ def _row(branch: Branch, leak: float) -> dict[str, Any]:
         "depth": branch.depth,
         "observed": leak,
         "tolerance": TOLERANCE,
-        "note": "change of the sum at earlier positions over that at the last, when the state before changes at the last alone",
+        "note": "change of the sum at earlier positions, over its largest value, when the state before changes at the last alone",
     }
