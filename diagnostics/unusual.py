@@ -20,7 +20,7 @@ def unusual(tables: Tables) -> list[Finding]:
         if stack.n_blocks >= LEAST_SIBLINGS:
             name = tables.stack_name(stack.index)
             for sentence, evidence, remedy in (
-                *_norms(stack, name),
+                *_norms(tables, stack, name),
                 *_adds(stack, name),
                 *_logits(tables, stack, name),
             ):

@@ -95,8 +95,8 @@ def causality(tables: Tables) -> list[Finding]:
                     severity="error",
                     place=(block, kind),
                     sentence=f"In the {kind} branch of block {block} earlier positions see later ones: when the last alone "
-                    f"changes, they move by {row['observed']:.2g} of the largest value. In {len(group) - len(ill)} of the {len(group)} "
-                    f"{kind} branches they do not move at all.",
+                    f"changes, they move by {row['observed']:.2g} of the largest value. In {len(group) - len(ill)} of the "
+                    f"{len(group)} {kind} branches they do not move at all.",
                     evidence=Evidence(
                         "change at earlier positions / largest value",
                         float(row["observed"]),

@@ -113,6 +113,9 @@ def _run(trial: Trial) -> Outcome:
         diagnosis = rheoscope.diagnose(_monitored(made))
     else:
         diagnosis = rheoscope.diagnose(rheoscope.examine(made.model, made.batch, made.loss))
+    broken = [sentence for sentence in diagnosis.not_judged if "failed on this recording" in sentence]
+    if broken:
+        return Outcome(trial, f"failed: {broken[0][:200]}")
     findings = [(f.severity, f.code, f.block, f.component) for f in diagnosis]
     sentences = [f.sentence for f in diagnosis if f.severity != "info"]
     return Outcome(trial, "judged", findings, _baselines(own), sentences)

@@ -170,3 +170,28 @@ def test_no_recording_that_the_probe_could_write_stops_the_judge(
     )
 
     assert json.loads(diagnose(recording.recording()).to_json())["verdict"] in ("PASS", "WARN", "FAIL")
+
+
+def test_no_rule_fails_on_a_check_up_or_a_recording_made_by_hand(made: Any) -> None:
+    import torch
+    from oracles import NanoGPT
+    from rheoscope.probes.check_up import examine
+
+    torch.manual_seed(0)
+    checked = [examine(NanoGPT(kind, n_blocks=4), torch.randint(0, 61, (2, 8))) for kind in ("pre", "post", "parallel")]
+    for recording in (*checked, made(8, steps=(0, 10, 20)).recording()):
+        assert not [sentence for sentence in diagnose(recording).not_judged if "failed on" in sentence]
+
+
+def test_a_rule_that_fails_is_said_and_the_others_judge(made: Any, monkeypatch: Any) -> None:
+    from rheoscope.diagnostics import diagnosis
+
+    def broken(tables: Any) -> list[Any]:
+        raise ZeroDivisionError("by hand")
+
+    monkeypatch.setattr(diagnosis, "RULES", (broken, *diagnosis.RULES))
+    found = diagnose(made(8).recording())
+    assert (
+        "Not judged by the rule broken: it failed on this recording (ZeroDivisionError: by hand)." in found.not_judged
+    )
+    assert len(found)
