@@ -18,7 +18,7 @@ from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
 from .residual import range_of_fp16, residual_growth
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
-from .structure import frozen_block, norm_epsilon, odd_branches, odd_parameters
+from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
 from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
 from .unusual import unusual
@@ -35,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     odd_block,
     loss_scale,
     odd_branches,
+    odd_dropout,
     odd_parameters,
     norm_epsilon,
     frozen_block,

@@ -17,6 +17,7 @@ from .tables import Tables
 from .thresholds import (
     BIAS_APART,
     BIAS_FLOOR,
+    DROPOUT_APART,
     EPSILON_MATTERS,
     EPSILON_SHRINKS,
     EPSILON_USUAL,
@@ -100,7 +101,7 @@ def _parameter(step: int, role: str, row: Any, odd: Apart) -> Finding:
 
 
 def odd_branches(tables: Tables) -> list[Finding]:
-    """Report a branch whose norms or dropout differ from those of the same branch in all other blocks."""
+    """Report a branch whose norms differ from those of the same branch in all other blocks."""
     found = []
     for stack in tables.anatomy.stacks:
         for code, words, trait in _TRAITS:
@@ -134,7 +135,6 @@ _TRAITS: tuple[tuple[str, str, Callable[[Branch], object]], ...] = (
     ("norm-placement-odd", "norm placement", lambda branch: branch.placement),
     ("norm-missing", "number of modules that behave as norms", _n_norms),
     ("norm-kind-odd", "kind of norm", lambda branch: branch.norm_kind),
-    ("dropout-odd", "dropout before the add", lambda branch: branch.write_dropout),
 )
 
 
@@ -149,6 +149,36 @@ def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Bran
         is_first = bool(odd) and odd[0].depth == 1
         if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and usual != "unknown":
             yield odd[0], trait(odd[0]), usual, len(mine) - 1
+
+
+def odd_dropout(tables: Tables) -> list[Finding]:
+    """Report a branch whose dropout differs from that of all its siblings, which is the same."""
+    rows = tables.identities
+    found = []
+    for _, group in rows[rows["check"] == "dropped_share"].groupby(["stack", "branch"], sort=False):
+        shares, tolerances = group["observed"].to_numpy(float), group["tolerance"].to_numpy(float)
+        usual = float(np.median(shares))
+        odd = np.abs(shares - usual) > np.maximum(DROPOUT_APART, 2 * tolerances)
+        if odd.sum() != 1 or len(shares) <= LEAST_SIBLINGS:
+            continue
+        row = records(group)[int(np.flatnonzero(odd)[0])]
+        found.append(
+            Finding(
+                code="dropout-odd",
+                severity="warning",
+                confidence=0.9,
+                block=int(row["block"]),
+                component=str(row["branch"]),
+                module_path=str(row["module_path"] or ""),
+                step=0,
+                sentence=f"In training dropout takes {row['observed']:.0%} of what the {row['branch']} branch of block "
+                f"{int(row['block'])} writes; of its siblings' it takes {usual:.0%}.",
+                evidence=Evidence("share dropped", float(row["observed"]), usual, "the other blocks", DROPOUT_APART),
+                remedy="Look at this block's dropout.",
+                reference="Blocks of one stack share a class.",
+            )
+        )
+    return found
 
 
 def norm_epsilon(tables: Tables) -> list[Finding]:

@@ -92,3 +92,5 @@ FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched so
 
 # Logits over what the first projections give: where queries, keys and values come from one matrix their sizes differ by less.
 LOGIT_SCALE_ALIKE = 1.5
+
+DROPOUT_APART = 0.05  # share dropped: dropouts are chosen in steps of a tenth

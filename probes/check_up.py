@@ -16,6 +16,7 @@ from .batches import Batch, arguments, call, describe, tensors
 from .compiled import bare
 from .conservation import conservation
 from .discovery import discover
+from .dropped import dropped
 from .errors import BatchError
 from .log import Log
 from .logit_scale import logit_scale
@@ -115,6 +116,7 @@ def _checked(
         *loss_gradient(model, batch, anatomy, loss_of),
         *logit_scale(model, batch, anatomy),
         *write_scale(model, batch, anatomy),
+        *dropped(model, batch, anatomy),
     ]
 
 

@@ -264,6 +264,17 @@ def _loss(subject: Subject, _: int, severity: float) -> bool:
     return True
 
 
+def _dropout(subject: Subject, block: int, severity: float) -> bool:
+    """Drop a share of what the MLP writes."""
+    path = subject.parts[block].mlp
+    if not path:
+        return False
+    inner = subject.model.get_submodule(path)
+    subject.model.train()
+    _replace(subject.model, path, nn.Sequential(inner, nn.Dropout(severity)))
+    return True
+
+
 def _rate(subject: Subject, block: int, severity: float) -> bool:
     """Give one block a learning rate of its own."""
     own = list(subject.model.get_submodule(subject.parts[block].block).parameters())
@@ -316,6 +327,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("mlp bias large", _bias("mlp_out"), (5, 1, 0.02), _BIASES, (0.02,), _IN_MLP),
     Fault("dead units", _bias("mlp_in", -1.0), (20, 5, 2), ("dead-units", "bias-scale", "hidden-scale"), (), _IN_MLP,
           is_aside=True),
+    Fault("dropout", _dropout, (0.9, 0.5, 0.2), ("dropout-odd",), (), _IN_MLP),
     Fault("frozen block", _frozen, (1,), ("frozen-block", "no-gradient")),
     Fault("attention write scaled", _wrapped("attention", lambda s: lambda o, _: s * o), (0.5, 0.9, 0.97, 0.99),
           ("write-scale", "write-size"), (0.97, 0.99), _IN_ATTENTION, is_exact=True),

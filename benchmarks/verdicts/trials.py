@@ -107,7 +107,10 @@ def _run(trial: Trial) -> Outcome:
     is_recipe = any(FAULTS[planted.fault].is_recipe for planted in trial.planted)
     twin = _effect(_made(trial)) if trial.planted and not is_recipe else (1.0, [])
     own = _effect(made)
-    if trial.planted and not is_recipe and not _differ(own, twin):
+    is_seen = not any(
+        FAULTS[planted.fault].name == "dropout" for planted in trial.planted
+    )  # the effect is taken without it
+    if trial.planted and is_seen and not is_recipe and not _differ(own, twin):
         return Outcome(trial, "benign")
     if is_recipe or trial.is_monitored:
         diagnosis = rheoscope.diagnose(_monitored(made))
