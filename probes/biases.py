@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .anatomy import Anatomy, Branch
 from .kernels import by_c, by_torch
+from .wrappers import here, parameters_of
 
 
 def biased(anatomy: Anatomy, names: set[str]) -> list[Branch]:
@@ -19,7 +20,7 @@ class BiasTaps:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         """Look the biases up."""
-        parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+        parameters = {name: p for name, p in parameters_of(model) if p.is_floating_point()}
         self._biases = [parameters[str(branch.output_bias)] for branch in biased(anatomy, set(parameters))]
 
     def room(self, device: torch.device) -> Tensor:

@@ -12,7 +12,6 @@ from torch.nn import functional
 from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy
 from .batches import Batch, arguments, call, describe, tensors
-from .compiled import bare
 from .discovery import discover
 from .errors import BatchError
 from .log import Log
@@ -25,6 +24,7 @@ from .schema import TABLES
 from .skip_path import skip_path
 from .taps import Taps
 from .untouched import untouched
+from .wrappers import bare
 
 LossFunction = Callable[[Any, Batch], Tensor]
 

@@ -21,6 +21,7 @@ from .device_rows import DeviceRows
 from .expert_weights import ExpertWeights
 from .plain import is_plain
 from .running import Moment, holder, place_of, places
+from .wrappers import modules_of
 
 MOE_KINDS = ("moe", "mlp", "parallel", "mixer")
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -56,7 +57,7 @@ class ExpertCalls:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         """Find the branches that hold experts."""
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
         paths = {holder(anatomy, branch) for branch in anatomy.branches if branch.kind in MOE_KINDS}
         self._weights = ExpertWeights({path: modules[path] for path in paths if path and path in modules})
         self._anatomy = anatomy

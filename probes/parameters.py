@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .adam import AdamReader
 from .anatomy import Anatomy
 from .kernels import by_c, by_torch
+from .wrappers import parameters_of
 
 N_PARTS = 8  # columns of a row of sums
 GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
@@ -57,7 +58,7 @@ class ParameterTaps:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, optimizer: Optimizer | None) -> None:
         """Name and place the parameters; a tied one counts once."""
-        self._parameters = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+        self._parameters = [(name, p) for name, p in parameters_of(model) if p.is_floating_point()]
         self._places = _places(anatomy)
         self._roles = _roles(anatomy, {name: p.dim() for name, p in self._parameters})
         self._optimizer: Any = optimizer

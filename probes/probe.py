@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .anatomy import Anatomy
 from .batches import Arguments
-from .compiled import EAGER, IN_GRAPH, bare, compilation
+from .compiled import EAGER, IN_GRAPH, compilation
 from .discovery import discover
 from .door import Door
 from .errors import ProbeError
@@ -29,6 +29,7 @@ from .scalars import count_of, loss_of, name_of
 from .schedule import Sampler
 from .step_gauge import StepGauge
 from .taps import MOST_READINGS, Taps
+from .wrappers import bare, shell
 from .writer import Writer
 
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
@@ -51,7 +52,7 @@ class Probe:
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = bare(model), optimizer
-        self._compilation = compilation(model)
+        self._compilation = compilation(shell(model))
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
         self._gauge = StepGauge(self.model, optimizer, scaler)
@@ -69,7 +70,7 @@ class Probe:
         self._started = time.perf_counter()
         if anatomy is not None:
             self._know(anatomy)
-        self._door = Door(model, self._forward_begins, self._forward_ends)
+        self._door = Door(shell(model), self._forward_begins, self._forward_ends)
         self._handles: list[Any] = []
         if optimizer is not None:
             before, after = Hook(self._before_step), Hook(self._after_step)

@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .anatomy import Anatomy
-from .compiled import bare
 from .errors import ProbeError
 from .hooked import Hooked
 from .manifest import manifest
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
+from .wrappers import bare
 from .writer import Writer
 
 

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .anatomy import Anatomy, Branch
 from .hooked import Hook
+from .wrappers import modules_of
 
 ATTENTION_KINDS = ("attention", "cross_attention", "parallel")
 
@@ -46,7 +47,7 @@ class Running:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         """Find the modules; nothing is hooked yet."""
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
         holders = dict.fromkeys(holder(anatomy, branch) for branch in anatomy.branches)
         ends = dict.fromkeys(branch.module_path for branch in anatomy.branches)
         self.modules = {path: modules[path] for path in holders if path and path in modules}
