@@ -30,7 +30,8 @@ class BiasTaps:
 
     def read(self, to: Tensor) -> None:
         """Write the sums of squares."""
-        for index, bias in enumerate(self._biases):
+        for index, whole in enumerate(self._biases):
+            bias = here(whole)
             if to.is_cpu and by_c.is_float32(bias):
                 by_c.kernel.squares(bias.data_ptr(), bias.numel(), to.data_ptr() + 8 * index, 0)
             else:

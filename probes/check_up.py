@@ -76,7 +76,8 @@ def examine(
         pending.write(log.append)
         hidden = [*taps.layout.not_measured, *anatomy.problems]
         if taps.relations is not None:
-            told = taps.relations.take(0)
+            counted, told = taps.relations.take()
+            taps.relations.hold(0, counted)
             hidden += [told] if told else []
             taps.relations.write(log.append)
         skips = skip_path(model, batch, anatomy, lambda output: _loss_of(output, batch, loss_fn))

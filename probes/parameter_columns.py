@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from .anatomy import Anatomy
 from .biases import biased
-from .parameters import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterTaps
+from .parameters import BEFORE, BELOW, GRADIENT, NOW, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT, ParameterTaps
 
 Columns = dict[str, Any]
 
@@ -46,13 +46,15 @@ class ParameterColumns:
 
         Args:
             steps: their numbers.
-            sums: shape (steps, parameters, 8).
+            sums: shape (steps, parameters, 10).
             has: which parameters had a gradient, shape (steps, parameters).
         """
-        means = sums / np.maximum(1, self._n)[:, None]
+        means = sums / np.where(self._n > 0, self._n, np.nan)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             weight, update = np.sqrt(means[..., WEIGHT]), np.sqrt(means[..., UPDATE])
             ratio = np.where(weight > 0, update / weight, np.nan)
+            size = np.sqrt(sums[..., NOW] * sums[..., BEFORE])
+            turn = np.where(np.isnan(size), sums[..., TURN], np.where(size > 0, sums[..., TURN] / size, np.nan))
             values = {
                 "weight_rms": weight,
                 "gradient_rms": np.where(has, np.sqrt(means[..., GRADIENT]), np.nan),
@@ -62,7 +64,7 @@ class ParameterColumns:
                 "staleness": np.sqrt(means[..., RATIO]),
                 "second_moment_rms": np.sqrt(means[..., ROOT]),
                 "below_epsilon_share": means[..., BELOW],
-                "direction_cosine": sums[..., TURN],
+                "direction_cosine": turn,
             }
         state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), "none")
         columns: Columns = {name: pa.concat_arrays([values_] * len(steps)) for name, values_ in self._constant.items()}

@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 from .adam import AdamReader
 from .anatomy import Anatomy
 from .kernels import by_c, by_torch
-from .wrappers import parameters_of
+from .wrappers import here, is_summand, parameters_of
 
-N_PARTS = 8  # columns of a row of sums
-GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
+N_PARTS = 10  # columns of a row of sums
+# The last three: cosine of a bias with itself at the sampled step before; or, where the row holds a part of the bias, their
+# product and the energies of both.
+GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN, NOW, BEFORE = range(N_PARTS)
 LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
 
 
@@ -26,7 +28,7 @@ class ParameterNumbers:
     """What one step gave.
 
     Attributes:
-        sums: shape (parameters, 8), on the device, NaN where not measured; used again by the next step.
+        sums: shape (parameters, 10), on the device, NaN where not measured; used again by the next step.
         has_gradient: who has one.
         rows: parameter -> its row.
     """
@@ -86,7 +88,7 @@ class ParameterTaps:
             if not is_scaled:
                 self._read_gradient(row, parameter)
             if parameter.grad is not None:
-                self._before[row] = parameter.detach().clone()
+                self._before[row] = here(parameter).detach().clone()
 
     def after_step(self) -> None:
         """Read weights, updates and, under Adam, gradients and second moments."""
@@ -103,11 +105,11 @@ class ParameterTaps:
             if row in done and before is None:
                 continue
             if row in done and self._adam is not None and before is not None:
-                self._adam.compare(sums[row, UPDATE], parameter, before)
+                self._adam.compare(sums[row, UPDATE], here(parameter), before)
             if before is None or getattr(self._optimizer, "grad_scale", None) is not None:
                 self._read_gradient(row, parameter)
             if before is not None:
-                sums[row, UPDATE] = _distance(parameter, before).to(sums.device)
+                sums[row, UPDATE] = _distance(here(parameter), before).to(sums.device)
             self._read_weight(row, parameter)
         skipped = getattr(self._optimizer, "found_inf", None)
         if isinstance(skipped, Tensor):
@@ -157,15 +159,16 @@ class ParameterTaps:
 
     def _read_gradient(self, row: int, parameter: Tensor) -> None:
         gradient = parameter.grad
-        if gradient is None:
+        if gradient is None or is_summand(gradient):
             return
+        gradient = here(gradient)
         if gradient.layout != torch.strided:
             # Of an embedding with sparse=True; what is not stored is zero.
             gradient = gradient.coalesce().values()
         self._read(row, GRADIENT, gradient, wants_peak=True)
 
     def _read_weight(self, row: int, parameter: Tensor) -> None:
-        self._read(row, WEIGHT, parameter, wants_peak=False)
+        self._read(row, WEIGHT, here(parameter), wants_peak=False)
 
     def _read(self, row: int, column: int, tensor: Tensor, *, wants_peak: bool) -> None:
         """Write the sum of squares into ``column`` and, for a gradient, the largest magnitude beside it."""
@@ -183,10 +186,15 @@ class ParameterTaps:
     def _follow(self, sums: Tensor) -> None:
         """Write the cosine of every bias with itself at the sampled step before."""
         table = array("q")
-        for row, parameter in self._followed:
-            before = self._vectors.get(row)
+        for row, whole in self._followed:
+            parameter, before = here(whole), self._vectors.get(row)
             if before is None or before.shape != parameter.shape:
                 self._vectors[row] = parameter.detach().to(torch.float32, copy=True)
+            elif parameter is not whole:
+                now = parameter.detach().to(torch.float32, copy=True)
+                wide = torch.stack([now, before]).to(sums.dtype)
+                sums[row, TURN:] = torch.stack([wide[0] @ wide[1], wide[0] @ wide[0], wide[1] @ wide[1]])
+                before.copy_(now)
             elif sums.is_cpu and by_c.is_float32(parameter):
                 out = sums.data_ptr() + 8 * (N_PARTS * row + TURN)
                 table.extend((parameter.data_ptr(), before.data_ptr(), parameter.numel(), out))

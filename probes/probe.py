@@ -280,7 +280,8 @@ class Probe:
         self._pending.add(self._step, readings, parameters, self._gauge.scale)
         self._taps.give_back(readings)
         if self._taps.relations is not None:
-            told = self._taps.relations.take(self._step)
+            counted, told = self._taps.relations.take()
+            self._taps.relations.hold(self._step, counted)
             if told:
                 self._event("attention_not_seen", told)
 

@@ -18,6 +18,7 @@ from .paths import Paths
 from .reading import Reading
 from .rounding import SHORT
 from .versions import version_of
+from .wrappers import here
 
 if TYPE_CHECKING:
     from .taps import Taps
@@ -55,7 +56,7 @@ class Tap:
                 taps.n_shown_in_graph += 1
                 if not self._has_path and reading.shown is not None and self._is_shown(reading, tensor):
                     return
-                reading.sums.measure(self._row, tensor, self._flags)
+                reading.sums.measure(self._row, here(tensor), self._flags)
                 if tensor.dtype in SHORT:
                     reading.rounding.see(self._row, tensor)
                 reading.shown = (weakref.ref(tensor), version_of(tensor), self._row, self._flags)
@@ -110,6 +111,7 @@ class Tap:
             gradient = gradients[output]
             if gradient is None:
                 return
+            gradient = here(gradient)
             self._taps.flowing = reading
             row = self._back
             if row in reading.came_back:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Point
+from .counted import Counted
 from .device_rows import DeviceRows
 from .kernels import by_c
 from .plain import is_plain
@@ -215,17 +216,25 @@ class TokenTaps:
             return None
         return before.state.to(values.device), before.inverse.to(values.device)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the tokens table since the last call: this is the one copy to the host."""
+    def counted(self) -> list[Counted]:
+        """Return what was measured since the last call: this is the one copy to the host."""
         found, seen, self._seen = self._rows.take(), self._seen, []
-        rows = []
+        counted = []
         for (micro_step, state), numbers in zip(seen, found, strict=True):
             if micro_step >= 0:
-                cosines, n_sequences, angles, n_tokens = numbers[0].tolist()
                 place = {name: getattr(state, name) for name in ("stack", "block", "branch", "depth")}
-                measured = {"cosine": _mean(cosines, n_sequences), "angular_distance": _mean(angles, n_tokens)}
-                rows.append({"micro_step": micro_step, **place, **measured})
-        return rows
+                counted.append(Counted("tokens", {"micro_step": micro_step, **place}, tuple(numbers[0].tolist())))
+        return counted
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the tokens table since the last call."""
+        return [row_of(each) for each in self.counted()]
+
+
+def row_of(counted: Counted) -> dict[str, Any]:
+    """Return one row of the tokens table."""
+    cosines, n_sequences, angles, n_tokens = counted.sums
+    return {**counted.place, "cosine": _mean(cosines, n_sequences), "angular_distance": _mean(angles, n_tokens)}
 
 
 def _sequences(state: Tensor) -> Tensor:

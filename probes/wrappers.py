@@ -60,3 +60,9 @@ def here(tensor: Tensor) -> Tensor:
     wait = getattr(inner, "trigger_wait", None)
     inner = inner if wait is None else wait()
     return inner if isinstance(inner, Tensor) else tensor
+
+
+def is_summand(tensor: Tensor) -> bool:
+    """Return whether the process holds a summand of the tensor, whose sum over processes was not taken yet."""
+    placements: Any = () if type(tensor) in _PLAIN else getattr(tensor, "placements", ())
+    return any(placement.is_partial() for placement in placements)
