@@ -113,7 +113,9 @@ class AdamReader:
 
 
 def _is_plain(parameter: Tensor, state: dict[str, Any]) -> bool:
-    return by_c.is_float32(*(here(tensor) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])))
+    return by_c.is_float32(
+        *(here(tensor) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"]))
+    )
 
 
 def _addresses(parameter: Tensor, state: dict[str, Any]) -> tuple[int, ...]:

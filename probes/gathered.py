@@ -25,7 +25,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
     """
     modules = sharded_modules(model)
     if modules and modules[0] is model:
-        modules[0]._get_fsdp_state()._lazy_init()  # decides whether the root's own parameters are kept after a forward
+        root: Any = model
+        root._get_fsdp_state()._lazy_init()  # decides whether the root's own parameters are kept after a forward
     groups = [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
     after_forward = [group.post_forward_mesh_info for group in groups]
     try:

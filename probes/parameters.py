@@ -146,6 +146,14 @@ class ParameterTaps:
         """Return name, number of elements, place and role of every parameter, in the order of the numbers' rows."""
         return [(n, p.numel(), self._places.get(n, (-1, -1, "")), self._roles[n]) for n, p in self._parameters]
 
+    def held(self) -> list[tuple[str, Tensor]]:
+        """Return every parameter with its name, in the order of the numbers' rows."""
+        return list(self._parameters)
+
+    def rows_of(self, parameters: Iterable[Tensor]) -> tuple[int, ...]:
+        """Return the rows of some parameters."""
+        return tuple(self._rows[p] for p in parameters if p in self._rows)
+
     def _open(self) -> None:
         device = self._parameters[0][1].device if self._parameters else torch.device("cpu")
         if self._buffer is None or self._buffer.device != device:

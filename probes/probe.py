@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .anatomy import Anatomy
 from .batches import Arguments
 from .compiled import EAGER, IN_GRAPH, compilation
+from .desk import Desk
 from .discovery import discover
 from .door import Door
 from .errors import ProbeError
@@ -21,17 +22,18 @@ from .faults import Faults
 from .hooked import Hook
 from .host_copies import ScalarCopies
 from .parameters import ParameterNumbers, ParameterTaps
-from .pending import Pending
 from .reading import Reading
 from .recording import Recording
 from .relations import RelationTaps
 from .scalars import count_of, loss_of, name_of
 from .schedule import Sampler
+from .silent import SilentWriter
 from .step_gauge import StepGauge
 from .taps import MOST_READINGS, Taps
 from .wrappers import bare, shell
 from .writer import Writer
 
+MakeDesk = Callable[[Callable[[str, str], None], Callable[[str, str], None]], Desk]
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
 
 
@@ -42,8 +44,9 @@ class Probe:
         self,
         model: nn.Module,
         optimizer: Optimizer | None,
-        writer: Writer,
+        writer: Writer | SilentWriter,
         *,
+        desk: MakeDesk,
         sampler: Sampler,
         scaler: Any,
         anatomy: Anatomy | None,
@@ -55,10 +58,10 @@ class Probe:
         self._compilation = compilation(shell(model))
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
+        self._desk = desk(self._event, self._faults.say)
         self._gauge = StepGauge(self.model, optimizer, scaler)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
-        self._pending: Pending | None = None
         self._sees_attention = attention
         self._step = writer.first_step
         self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
@@ -68,7 +71,8 @@ class Probe:
         self._sampler = sampler
         sampler.choose(self._step)
         self._started = time.perf_counter()
-        if anatomy is not None:
+        self._given = anatomy
+        if anatomy is not None and self._desk.until is None:
             self._know(anatomy)
         self._door = Door(shell(model), self._forward_begins, self._forward_ends)
         self._handles: list[Any] = []
@@ -87,7 +91,7 @@ class Probe:
         """Close the recording, also when training raised."""
         if error is not None:
             self._event("interrupted", f"Training stopped with {type(error).__name__}: {str(error)[:300]}")
-        self.close()
+        self._close(has_failed=error is not None)
 
     @property
     def anatomy(self) -> Anatomy | None:
@@ -102,7 +106,7 @@ class Probe:
             RecordingError: the folder is gone or damaged.
         """
         if not self._is_closed:
-            self._faults.guard("recording", self._flush)
+            self._faults.guard("recording", self._desk.flush)
         return self._writer.recording
 
     def step(self, loss: Tensor | float | None = None, *, batch_id: object = None, n_tokens: int | None = None) -> None:
@@ -123,6 +127,9 @@ class Probe:
 
     def close(self) -> None:
         """Take the hooks off and close the recording; safe to call twice."""
+        self._close(has_failed=False)
+
+    def _close(self, *, has_failed: bool) -> None:
         if self._is_closed:
             return
         self._is_closed = True
@@ -135,7 +142,7 @@ class Probe:
             self._taps.leave_graph()
         try:
             self._faults.guard("close", self._keep_unstepped)
-            self._faults.guard("close", self._flush)
+            self._faults.guard("close", lambda: self._desk.close(has_failed=has_failed))
         finally:
             self._faults.guard("close", self._writer.close)
 
@@ -147,10 +154,7 @@ class Probe:
         self._gauge.forward_begins()
         if self._taps is None and self._n_tries < MOST_TRIES:
             self._n_tries += 1
-            # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
-            with warnings.catch_warnings(action="ignore"):
-                found = discover(self.model, Arguments(args, dict(kwargs)))
-            self._know(found)
+            self._discover(args, kwargs)
         if self._taps is None or not self._is_sampled():
             return
         self._taps.attach()
@@ -160,7 +164,19 @@ class Probe:
                 f"Expected probe.step(loss) after every optimizer.step(), got {MOST_READINGS} forwards without one: "
                 "they are recorded as one step, and the following are not. Call probe.step(loss) in the training loop.",
             )
-            self._flush()
+            self._desk.flush()
+
+    def _discover(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Find the anatomy, and agree on it with other ranks, who find it at the same forward."""
+        found: list[Anatomy] = [] if self._given is None else [self._given]
+        # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
+        with warnings.catch_warnings(action="ignore"):
+            if not found:
+                batch = Arguments(args, dict(kwargs))
+                self._faults.guard("forward", lambda: found.append(discover(self.model, batch)))
+            agreed = self._desk.agree(found[0] if found else None, args, kwargs)
+        if agreed is not None:
+            self._know(agreed)
 
     def _forward_ends(self, has_failed: bool) -> None:
         if self._taps is not None:
@@ -172,13 +188,12 @@ class Probe:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
         self._taps = Taps(self.model, anatomy, self._faults.fail, relations, self._compilation)
         self._parameters = ParameterTaps(self.model, anatomy, self.optimizer)
-        self._pending = Pending(anatomy, self._taps.layout, self._parameters)
-        self._writer.know(anatomy, [*self._taps.layout.not_measured, *anatomy.problems])
+        self._desk.know(anatomy, self._taps, self._parameters)
         if self._compilation != "none":
             self._event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
 
     def _is_sampled(self) -> bool:
-        return self._sampler.is_on and not self._faults.are_too_many
+        return self._sampler.is_on and not (self._faults.are_too_many or self._desk.is_idle)
 
     def _before_step(self, *_: object) -> None:
         parameters = self._parameters
@@ -232,10 +247,7 @@ class Probe:
         had_forward = self._n_forwards > self._n_before
         # Copied now: a loop may scale its loss in place afterwards.
         scalars = ScalarCopies({"loss": scalar, **self._gauge.scalars(self._read, had_forward=had_forward)})
-        self._writer.add_step(row, scalars, groups)
-        told = self._sampler.look(self._step, scalars)
-        if told:
-            self._event("triggered", told)
+        self._desk.close_step(row, scalars, groups, self._gauge.parts(self._parameters))
         for problem in (no_scalar, no_count):
             if problem:
                 raise ProbeError(problem)
@@ -253,11 +265,11 @@ class Probe:
         self._n_before = self._n_forwards
         self._gauge.restart()
         self._step += 1
-        self._sampler.choose(self._step)
+        self._sampler.choose(self._step, self._desk.until)
         if self._taps is not None and self._taps.is_attached and not self._is_sampled():
             self._taps.detach()
-        if was_sampled and self._pending is not None and self._pending.is_full:
-            self._flush()
+        if was_sampled:
+            self._desk.flush(only_full=True)
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
@@ -275,25 +287,9 @@ class Probe:
         self._hold(readings, self._parameters.take() if self._parameters is not None else None)
 
     def _hold(self, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
-        assert self._taps is not None
-        assert self._pending is not None
-        self._pending.add(self._step, readings, parameters, self._gauge.scale)
-        self._taps.give_back(readings)
-        if self._taps.relations is not None:
-            counted, told = self._taps.relations.take()
-            self._taps.relations.hold(self._step, counted)
-            if told:
-                self._event("attention_not_seen", told)
-
-    def _flush(self) -> None:
-        """Write everything held."""
-        try:
-            if self._pending is not None:
-                self._pending.write(self._writer.columns)
-            if self._taps is not None and self._taps.relations is not None:
-                self._taps.relations.write(self._writer.columns)
-        finally:
-            self._writer.flush()
+        told = self._desk.hold(self._step, readings, parameters, self._gauge.scale)
+        if told:
+            self._event("attention_not_seen", told)
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")

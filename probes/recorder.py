@@ -13,6 +13,7 @@ from .anatomy import Anatomy
 from .errors import ProbeError
 from .hooked import Hooked
 from .manifest import manifest
+from .opening import opened
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
@@ -71,11 +72,14 @@ def attach(
     head = manifest(
         model, every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
     )
+    sampler = Sampler(Stride(every) if schedule is None else schedule, triggered)
+    writer, desk = opened(model, sampler, lambda: Writer(Path(folder), head, resume=resume, strict=strict))
     return Probe(
         model,
         optimizer,
-        Writer(Path(folder), head, resume=resume, strict=strict),
-        sampler=Sampler(Stride(every) if schedule is None else schedule, triggered),
+        writer,
+        desk=desk,
+        sampler=sampler,
         scaler=scaler,
         anatomy=anatomy,
         strict=strict,

@@ -49,11 +49,29 @@ class Arriving:
         if parameters is not None:
             found.append(parameters.sums)
         self._channels = [sorted(reading.sums.channels) for reading in readings]
+        self._widths = [{row: len(sums) for row, sums in reading.sums.channels.items()} for reading in readings]
         found += [r.sums.channels[row] for r, rows in zip(readings, self._channels, strict=True) for row in rows]
         found.append(torch.ones(()) if scale is None else scale)
         self._copy = HostCopy(found)
         self._copies = [list(reading.copies) for reading in readings]
         self._has_gradient = None if parameters is None else parameters.has_gradient
+
+    @property
+    def widths(self) -> list[dict[int, int]]:
+        """Of each micro-batch, row of sums -> number of its channels, where their sums are kept."""
+        found = []
+        for widths, pairs in zip(self._widths, self._copies, strict=True):
+            known = dict(widths)
+            for to, source in reversed(pairs):
+                if source in known:
+                    known[to] = known[source]
+            found.append(known)
+        return found
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether parameters were read."""
+        return self._has_gradient is not None
 
     def sample(self, factor: float = 1.0) -> Sample:
         """Return the numbers, with gradients divided by the loss scale and by ``factor``; waits for the copy to end."""
@@ -72,6 +90,7 @@ class Arriving:
                     channels[to] = channels[source]
             divisor = float(scale) * factor
             if divisor != 1.0:
+                values = values.copy()  # the arrays may be asked for again
                 half = len(values) // 2  # forward, then backward
                 values[half:, list(POWERS)] /= divisor ** np.array(list(POWERS.values()))
                 pairs_found = pairs_found / divisor**2

@@ -2,12 +2,12 @@
 
 History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
 clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits;
-table logits.
+table logits; 4 (0.1.0) what ranks of one model joined: number of ranks, their smallest and largest loss; table ranks.
 """
 
 from __future__ import annotations
 
-FORMAT = 3
+FORMAT = 4
 MOST_TEXT = 10_000  # bytes of one text in a table: no name or sentence is longer
 
 # Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
@@ -19,6 +19,9 @@ TABLES: dict[str, dict[str, str]] = {
     "steps": {
         "step": "i",
         "loss": "f",
+        "loss_min": "f",
+        "loss_max": "f",
+        "n_ranks": "i",
         "n_tokens": "i",
         "batch_id": "s",
         "lr": "f",
@@ -108,6 +111,17 @@ TABLES: dict[str, dict[str, str]] = {
         "logit_max": "f",
         "n_tokens": "i",
         "token_share": "f",
+    },
+    "ranks": {
+        "step": "i",
+        "rank": "i",
+        "loss": "f",
+        "seconds": "f",
+        "memory_bytes": "i",
+        "state_rms": "f",
+        "gradient_rms": "f",
+        "weight_norm": "f",
+        "nonfinite": "f",
     },
     "identities": {
         "check": "s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,5 +65,13 @@ def here(tensor: Tensor) -> Tensor:
 
 def is_summand(tensor: Tensor) -> bool:
     """Return whether the process holds a summand of the tensor, whose sum over processes was not taken yet."""
-    placements: Any = () if type(tensor) in _PLAIN else getattr(tensor, "placements", ())
-    return any(placement.is_partial() for placement in placements)
+    return n_summands(tensor) > 1
+
+
+def n_summands(tensor: Tensor) -> int:
+    """Return how many summands of the tensor there are, each in a process of its own."""
+    if type(tensor) in _PLAIN:
+        return 1
+    held: Any = tensor
+    placements = getattr(tensor, "placements", ())
+    return math.prod(held.device_mesh.size(dim) for dim, each in enumerate(placements) if each.is_partial())

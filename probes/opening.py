@@ -1,0 +1,64 @@
+"""Open the desk of a model: its own, or one of several that belong to one recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .desk import Desk, Event, OwnDesk
+from .errors import RecordingError, RheoscopeError
+from .schedule import Sampler
+from .silent import SilentWriter
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from .distributed import Ranks
+
+
+def opened(
+    model: nn.Module, sampler: Sampler, write: Callable[[], Writer]
+) -> tuple[Writer | SilentWriter, Callable[[Event, Event], Desk]]:
+    """Return who writes, and what makes the desk when it is told whom to tell of events.
+
+    Where the model is spread over ranks, every one of them must come here; the first writes.
+
+    Args:
+        model: what is attached to.
+        sampler: is told of every step's scalars.
+        write: opens the writer.
+
+    Raises:
+        RecordingError: the first rank cannot open the recording.
+        LostError: the ranks do not find each other.
+    """
+    from .spread import spread_of
+
+    spread = spread_of(model)
+    if spread is None:
+        own = write()
+        return own, lambda event, say: OwnDesk(own, sampler, event)  # noqa: ARG005
+    from .distributed import Ranks
+    from .joint import JointDesk
+
+    ranks = Ranks(spread.ranks)
+    writer = _joint_writer(ranks, write)
+    return writer, lambda event, say: JointDesk(ranks, spread, writer, sampler, event, say)
+
+
+def _joint_writer(ranks: Ranks, write: Callable[[], Writer]) -> Writer | SilentWriter:
+    """Open the writer on the first rank; on the others what stands in for it, or the reason why it cannot be opened."""
+    writer: Writer | SilentWriter | None = None
+    problem: RheoscopeError | None = None
+    if ranks.index == 0:
+        try:
+            writer = write()
+        except RheoscopeError as error:
+            problem = error
+    first_step, reason = ranks.tell([None if writer is None else writer.first_step, str(problem or "")], 0)
+    if problem is not None:
+        raise problem
+    if first_step is None:
+        raise RecordingError(f"The first rank could not open the recording. {reason}")
+    return writer or SilentWriter(first_step)

@@ -1,0 +1,235 @@
+"""What one rank does in the tests of many: train small models under a probe, as torchrun would start it.
+
+Run as a script with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment. What it trains on, and how, is here
+too, so that the test can do the same in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from oracles import VOCABULARY, NanoGPT, cross_entropy, ids, llama
+from rheoscope.probes.recorder import attach
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+STEPS, EACH = 3, 2  # optimizer steps, sequences a rank and micro-batch
+PATIENCE = timedelta(seconds=15)
+
+
+class WithUnused(NanoGPT):
+    """A decoder with a layer that no forward uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(3, 3)
+
+
+class Routed(NanoGPT):
+    """A decoder whose second MLP is a mixture of four experts, of which each token takes two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1].mlp = Mixture()
+
+
+class Mixture(nn.Module):
+    """A router and experts that are each given their tokens alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(16, 4, bias=False)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 16)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.gate(flat).softmax(-1).topk(2, -1)
+        out = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            token, nth = (chosen == index).nonzero(as_tuple=True)
+            out = out.index_add(0, token, expert(flat[token]) * weights[token, nth].unsqueeze(-1))
+        return out.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train: ``spread`` makes of a model what is called and attached to."""
+
+    make: Callable[[], nn.Module]
+    spread: Callable[[nn.Module], nn.Module]
+    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
+    n_micro: int = 1
+    clip: float | None = None
+    same_data: bool = False
+
+
+def shard(model: nn.Module, **policy: Any) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block, **policy)
+    return fully_shard(model, **policy)
+
+
+def shard_in_bfloat16(model: nn.Module) -> nn.Module:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+
+
+def parallelise(model: nn.Module) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    attention = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {"self_attn.o_proj": RowwiseParallel()}
+    mlp = {"mlp.gate_proj": ColwiseParallel(), "mlp.up_proj": ColwiseParallel(), "mlp.down_proj": RowwiseParallel()}
+    for block in model.model.layers:  # type: ignore[union-attr]
+        parallelize_module(block, mesh, attention | mlp)
+    return model
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def one_by_one(parameters: Any) -> torch.optim.Optimizer:
+    # torch refuses to take plain tensors and DTensors together.
+    return torch.optim.AdamW(parameters, lr=1e-2, foreach=False)
+
+
+CASES = {
+    "replicated": Case(lambda: Routed().double(), DistributedDataParallel, clip=0.5),
+    "accumulated": Case(
+        lambda: WithUnused().double(), lambda m: DistributedDataParallel(m, find_unused_parameters=True), sgd, n_micro=2
+    ),
+    "tensor parallel": Case(lambda: llama().double(), parallelise, one_by_one, same_data=True),
+    "sharded": Case(lambda: NanoGPT().double(), shard, clip=0.5),
+    "sharded accumulated": Case(lambda: NanoGPT("post").double(), shard, sgd, n_micro=2),
+    "sharded bfloat16": Case(NanoGPT, shard_in_bfloat16),
+}
+BY_RANKS = {2: ["replicated", "accumulated", "tensor parallel"], 3: ["sharded", "sharded accumulated", "sharded bfloat16"]}
+
+
+def batch(step: int, micro: int, rank: int) -> Tensor:
+    """Return the token ids that a rank trains on."""
+    return ids(EACH, seed=100 * step + 10 * micro + rank)
+
+
+def whole_batch(case: Case, step: int, micro: int, n_ranks: int) -> Tensor:
+    """Return what all ranks train on."""
+    return batch(step, micro, 0) if case.same_data else torch.cat([batch(step, micro, rank) for rank in range(n_ranks)])
+
+
+def loss_on(model: nn.Module, tokens: Tensor) -> Tensor:
+    if any(name.startswith("model.") for name, _ in model.named_parameters()):
+        return model(input_ids=tokens, labels=tokens).loss
+    logits = model(tokens)
+    return cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, tokens)
+
+
+def train(case: Case, model: nn.Module, batches: list[list[Tensor]], probe: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Train, and let ``probe.step`` follow where there is a probe."""
+    for micro_batches in batches:
+        total = 0.0
+        for index, tokens in enumerate(micro_batches):
+            with held_back(model, index < len(micro_batches) - 1):
+                loss = loss_on(model, tokens) / len(micro_batches)
+                loss.backward()
+            total += float(loss.detach())
+        if case.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if probe is not None:
+            probe.step(total, n_tokens=sum(tokens.numel() for tokens in micro_batches))
+
+
+@contextlib.contextmanager
+def held_back(model: nn.Module, is_on: bool) -> Iterator[None]:
+    """Keep gradients from being joined, in the way of the model's wrapper."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(not is_on)
+        yield
+    elif is_on and isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def trained(case: Case, folder: Path | None) -> list[Tensor]:
+    """Train as this rank, with a probe where there is a folder; return the weights that the rank holds."""
+    torch.manual_seed(0)
+    model = case.spread(case.make())
+    optimizer = case.optimizer(model.parameters())
+    rank = 0 if case.same_data else dist.get_rank()
+    batches = [[batch(step, micro, rank) for micro in range(case.n_micro)] for step in range(STEPS)]
+    if folder is None:
+        train(case, model, batches, None, optimizer)
+    else:
+        with attach(model, optimizer, every=1, folder=folder, strict=True) as probe:
+            train(case, model, batches, probe, optimizer)
+    return [getattr(p, "_local_tensor", p).detach().clone() for p in model.parameters()]
+
+
+def compared(folder: Path) -> None:
+    """Train every case with and without a probe."""
+    found = {}
+    for name in BY_RANKS[dist.get_world_size()]:
+        with_probe = trained(CASES[name], folder / name)
+        without = trained(CASES[name], None)
+        found[name] = all(torch.equal(a, b) for a, b in zip(with_probe, without, strict=True))
+    (folder / f"bits {dist.get_rank()}.json").write_text(json.dumps(found))
+
+
+def cut_off(folder: Path, how: str) -> None:
+    """Train without joining gradients; after three steps the last rank raises, dies, or closes its probe and goes on."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(NanoGPT())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    is_last = dist.get_rank() == dist.get_world_size() - 1
+    with attach(model, optimizer, every=1, folder=folder / how) as probe, model.no_sync():
+        for step in range(8):
+            loss = loss_on(model, batch(step, 0, dist.get_rank()))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(loss)
+            if step == 2 and is_last:
+                if how == "raises":
+                    raise ValueError("as a rank may")
+                if how == "dies":
+                    os._exit(1)
+                probe.close()
+                return
+    (folder / f"{how} went on").write_text(str(step))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        if task == "compare":
+            compared(folder)
+        else:
+            cut_off(folder, task)
+    finally:
+        sys.stdout.flush()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    assert VOCABULARY
+    main()
