@@ -69,11 +69,13 @@ class ClipWatch:
         if not mine:
             return
         if is_summand(total_norm):
+            # Norms of parts, before their ranks have put them together.
             energy = here(total_norm).detach().to(torch.float32).square()
             self._parts.append((n_summands(total_norm) * energy, max_norm))
-        if type(total_norm) is not Tensor:
+        total = here(total_norm)
+        if is_summand(total_norm) or type(total) is not Tensor:
             return
-        norm = total_norm.detach().to(torch.float32)
+        norm = total.detach().to(torch.float32)
         coefficient = torch.clamp(max_norm / (norm + SMALL), max=1.0)
         if not mine & self._clipped:  # a second clipping of the same gradients has no norm before clipping
             self._energy = (

@@ -12,10 +12,12 @@ from .host_copies import ScalarCopies
 from .parameters import ParameterNumbers, ParameterTaps
 from .pending import Pending
 from .reading import Reading
-from .sample import Sample
+from .sample import Arriving, Sample
 from .schedule import Sampler
 from .silent import SilentWriter
+from .spread import Spread
 from .step_gauge import Parts
+from .step_words import Words
 from .taps import Taps
 from .writer import Writer
 
@@ -56,15 +58,27 @@ class Desk(Protocol):
         """Write everything; ``has_failed`` where training ended in an exception."""
 
 
+def lost(spread: Spread, error: Exception, step: int) -> str:
+    """Return in a sentence that ranks do not join their numbers any longer."""
+    return (
+        f"Expected {len(spread.ranks)} ranks to join their numbers, got that {error}. From step {step} on the recording holds "
+        f"those of rank {spread.ranks[0]} alone: gradients of its own loss, and no parameter that is cut into parts."
+    )
+
+
 class OwnDesk:
     """The desk of a model that is one process's alone."""
 
     until: int | None = None
     is_idle = False
 
-    def __init__(self, writer: Writer | SilentWriter, sampler: Sampler, event: Event) -> None:
-        """Write with ``writer``; tell ``sampler`` of every step's scalars."""
+    def __init__(
+        self, writer: Writer | SilentWriter, sampler: Sampler, event: Event, *, spread: Spread | None = None
+    ) -> None:
+        """Write with ``writer``; tell ``sampler`` of scalars. Of what is ``spread`` only the own part is known."""
         self._writer, self._sampler, self._event = writer, sampler, event
+        self._spread = spread
+        self._words: Words | None = None
         self._pending: Pending | None = None
         self._taps: Taps | None = None
 
@@ -76,6 +90,8 @@ class OwnDesk:
         """Lay out the tables."""
         self._taps = taps
         self._pending = Pending(anatomy, taps.layout, parameters)
+        if self._spread is not None:
+            self._words = Words(anatomy, taps.layout, parameters, len(self._spread.ranks))
         self._writer.know(anatomy, [*taps.layout.not_measured, *anatomy.problems])
 
     def hold(
@@ -84,7 +100,12 @@ class OwnDesk:
         """Keep the numbers of a sampled step until they are written."""
         assert self._pending is not None
         assert self._taps is not None
-        self._pending.add(step, readings, numbers, scale)
+        if self._words is None:
+            self._pending.add(step, readings, numbers, scale)
+        elif readings or numbers is not None:
+            sample = Arriving(step, readings, numbers, scale).sample()
+            self._words.hide_parts(sample)
+            self._pending.hold(sample)
         self._taps.give_back(readings)
         if self._taps.relations is None:
             return None

@@ -8,6 +8,7 @@ rank that is lost is an error here and an event in the recording; nobody waits l
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from .errors import ProbeError
 
 LONGEST_TIMEOUT = timedelta(minutes=30)
+ATTACH_SECONDS = 60.0  # the first rank that attaches waits so long for the last
+_n_meetings: Counter[str] = Counter()
 
 
 class LostError(ProbeError):
@@ -66,9 +69,11 @@ class Ranks:
         """Make the group: every one of ``ranks`` must come here.
 
         Raises:
-            LostError: the group cannot be made.
+            LostError: not all of them came, or the group cannot be made.
         """
         self.n, self.index = len(ranks), list(ranks).index(dist.get_rank())
+        if not _are_all_here(ranks):
+            raise LostError(f"not all of ranks {list(ranks)} attached a probe within {ATTACH_SECONDS:.0f} s")
         try:
             self._group = dist.new_group(
                 list(ranks), timeout=_timeout(), backend="gloo", use_local_synchronization=True
@@ -123,6 +128,24 @@ class Ranks:
         letters = np.zeros(length, dtype=np.uint8)
         letters[: len(text)] = np.frombuffer(text, dtype=np.uint8)
         return json.loads(self.reduce(letters).arrays()[0].tobytes())
+
+
+def _are_all_here(ranks: Sequence[int]) -> bool:
+    """Return whether all ranks come here soon: one answer for all of them, whoever is late."""
+    store = dist.distributed_c10d._get_default_store()
+    name = "rheoscope/" + "/".join(map(str, ranks))
+    name += f":{_n_meetings[name]}"
+    _n_meetings[name.rpartition(":")[0]] += 1
+    if store.add(f"{name}/came", 1) == len(ranks):
+        answer = store.compare_set(f"{name}/answer", "", "together")
+    else:
+        # Without this a rank that attaches alone would wait for the others as long as training may.
+        try:
+            store.wait([f"{name}/answer"], timedelta(seconds=ATTACH_SECONDS))
+            answer = store.get(f"{name}/answer")
+        except RuntimeError:
+            answer = store.compare_set(f"{name}/answer", "", "alone")
+    return bool(answer == b"together")
 
 
 def _timeout() -> timedelta:

@@ -1,15 +1,15 @@
 """Join what the ranks of one model measured, step by step, and hand it to the one rank that writes.
 
 Every ``probe.step`` starts one small collective, the *word* of each rank: which step, whether it was sampled, its loss of
-the step before. It is read at the next step, when it has long arrived. Where all ranks say that they sampled a step, and only then, its
-numbers are joined by two more collectives, one of sums and one of maxima, which are read when they are written. So ranks
-never wait for each other in a step beyond what training makes them wait, and never start what another does not.
+the step before. It is read at the next step, when it has long arrived. Where all ranks say that they sampled a step, and only
+then, its numbers are joined by two more collectives, one of sums and one of maxima, which are read when they are written. So
+ranks never wait for each other in a step beyond what training makes them wait, and never start what another does not.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .anatomy import Anatomy
-from .desk import Event, OwnDesk
+from .desk import Event, OwnDesk, lost
 from .distributed import LostError, Ranks
 from .errors import ProbeError
 from .host_copies import ScalarCopies
@@ -37,14 +37,19 @@ from .writer import Writer
 
 CLOSING_SECONDS, FAILED_SECONDS = 60.0, 1.0  # a rank that closes waits so long for the others
 MOST_HELD = 64  # steps on their way; then the oldest is waited for
-Say = Callable[[str, str], None]
 
 
 class JointDesk:
     """The desk of one rank of several."""
 
     def __init__(
-        self, ranks: Ranks, spread: Spread, writer: Writer | SilentWriter, sampler: Sampler, event: Event, say: Say
+        self,
+        ranks: Ranks,
+        spread: Spread,
+        writer: Writer | SilentWriter,
+        sampler: Sampler,
+        event: Event,
+        say: Event,
     ) -> None:
         """Join over ``ranks``; ``say(kind, sentence)`` logs and records once."""
         self.until: int | None = -1
@@ -274,11 +279,7 @@ class JointDesk:
         self._is_on, self._asked, self.until = False, None, None
         self.is_idle = not self._writes
         step = self._held[0].row["step"] if self._held else self._writer.first_step
-        self._say(
-            "ranks_lost",
-            f"Expected {self._ranks.n} ranks to join their numbers, got that {error}. From step {step} on the recording holds "
-            f"those of rank {self._spread.ranks[0]} alone: gradients of its own loss, and no parameter that is cut into parts.",
-        )
+        self._say("ranks_lost", lost(self._spread, error, step))
 
 
 def _copied(values: Mapping[str, float | None]) -> ScalarCopies:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
 from torch import nn
 
-from .desk import Desk, Event, OwnDesk
+from .desk import Desk, Event, OwnDesk, lost
 from .errors import RecordingError, RheoscopeError
 from .schedule import Sampler
 from .silent import SilentWriter
@@ -31,7 +32,6 @@ def opened(
 
     Raises:
         RecordingError: the first rank cannot open the recording.
-        LostError: the ranks do not find each other.
     """
     from .spread import spread_of
 
@@ -39,11 +39,22 @@ def opened(
     if spread is None:
         own = write()
         return own, lambda event, say: OwnDesk(own, sampler, event)  # noqa: ARG005
-    from .distributed import Ranks
+    from .distributed import LostError, Ranks
     from .joint import JointDesk
 
-    ranks = Ranks(spread.ranks)
-    writer = _joint_writer(ranks, write)
+    try:
+        ranks = Ranks(spread.ranks)
+        writer = _joint_writer(ranks, write)
+    except LostError as error:
+        # As before there were ranks: the first records what it has itself. Not two of them into one folder.
+        alone = write() if spread.ranks[0] == dist.get_rank() else SilentWriter(0)
+        sentence = lost(spread, error, alone.first_step)
+
+        def desk(event: Event, say: Event) -> Desk:
+            say("ranks_lost", sentence)
+            return OwnDesk(alone, sampler, event, spread=spread)
+
+        return alone, desk
     return writer, lambda event, say: JointDesk(ranks, spread, writer, sampler, event, say)
 
 

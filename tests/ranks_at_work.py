@@ -92,7 +92,9 @@ def parallelise(model: nn.Module) -> nn.Module:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    attention = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {"self_attn.o_proj": RowwiseParallel()}
+    attention = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {
+        "self_attn.o_proj": RowwiseParallel()
+    }
     mlp = {"mlp.gate_proj": ColwiseParallel(), "mlp.up_proj": ColwiseParallel(), "mlp.down_proj": RowwiseParallel()}
     for block in model.model.layers:  # type: ignore[union-attr]
         parallelize_module(block, mesh, attention | mlp)
@@ -118,7 +120,10 @@ CASES = {
     "sharded accumulated": Case(lambda: NanoGPT("post").double(), shard, sgd, n_micro=2),
     "sharded bfloat16": Case(NanoGPT, shard_in_bfloat16),
 }
-BY_RANKS = {2: ["replicated", "accumulated", "tensor parallel"], 3: ["sharded", "sharded accumulated", "sharded bfloat16"]}
+BY_RANKS = {
+    2: ["replicated", "accumulated", "tensor parallel"],
+    3: ["sharded", "sharded accumulated", "sharded bfloat16"],
+}
 
 
 def batch(step: int, micro: int, rank: int) -> Tensor:
@@ -138,7 +143,9 @@ def loss_on(model: nn.Module, tokens: Tensor) -> Tensor:
     return cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, tokens)
 
 
-def train(case: Case, model: nn.Module, batches: list[list[Tensor]], probe: Any, optimizer: torch.optim.Optimizer) -> None:
+def train(
+    case: Case, model: nn.Module, batches: list[list[Tensor]], probe: Any, optimizer: torch.optim.Optimizer
+) -> None:
     """Train, and let ``probe.step`` follow where there is a probe."""
     for micro_batches in batches:
         total = 0.0

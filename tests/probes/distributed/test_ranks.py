@@ -1,0 +1,231 @@
+"""What several ranks record together is what one process records that trains on all of their data."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ranks_at_work import BY_RANKS, CASES, STEPS, train, whole_batch
+from rheoscope.probes.recorder import attach
+from rheoscope.probes.recording import Recording
+
+HERE = Path(__file__).parent
+LONGEST = 90  # seconds until ranks are killed
+
+KEYS: dict[str, list[str]] = {
+    "activations": [
+        "step",
+        "micro_step",
+        "stack",
+        "block",
+        "branch",
+        "depth",
+        "site",
+        "call",
+        "direction",
+        "module_path",
+    ],
+    "gradient_paths": ["step", "micro_step", "stack", "depth"],
+    "parameters": ["step", "name"],
+    "attention": ["step", "micro_step", "stack", "depth", "call", "head"],
+    "tokens": ["step", "micro_step", "stack", "depth"],
+    "logits": ["step", "micro_step", "stack"],
+    "experts": ["step", "micro_step", "stack", "depth", "call", "expert"],
+    "groups": ["step", "group"],
+    "steps": ["step"],
+}
+# What differs between machines, or says how many ranks there are.
+OWN = {"seconds", "memory_bytes", "n_ranks", "loss_min", "loss_max"}
+
+
+def started(n_ranks: int, task: str, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Start the ranks as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for rank in range(n_ranks):
+        places = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": n_ranks,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        more = {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        found.append(
+            subprocess.Popen(
+                [sys.executable, str(HERE.parents[1] / "ranks_at_work.py"), task, str(folder)],
+                env=os.environ | {name: str(value) for name, value in (places | more).items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    return found
+
+
+def ended(ranks: list[subprocess.Popen[bytes]]) -> list[tuple[int, str]]:
+    """Wait for the ranks, not for ever; return how each ended and what it said."""
+    end, found = time.monotonic() + LONGEST, []
+    try:
+        for rank in ranks:
+            said, _ = rank.communicate(timeout=max(1.0, end - time.monotonic()))
+            found.append((rank.returncode, said.decode()))
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return found
+
+
+def worked(n_ranks: int, task: str, folder: Path) -> None:
+    """Run the ranks; all of them must end well."""
+    for code, said in ended(started(n_ranks, task, folder)):
+        assert code == 0, said
+
+
+def alone(name: str, n_ranks: int, folder: Path) -> Recording:
+    """Do in this process what the ranks did."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    model = case.make()
+    optimizer = case.optimizer(model.parameters())
+    batches = [[whole_batch(case, step, micro, n_ranks) for micro in range(case.n_micro)] for step in range(STEPS)]
+    with attach(model, optimizer, every=1, folder=folder, strict=True) as probe:
+        train(case, model, batches, probe, optimizer)
+    return probe.recording
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    worked(2, "compare", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
+    worked(3, "compare", folder)
+    return folder
+
+
+def differences(joint: Recording, single: Recording, tolerance: float) -> list[str]:
+    """Return every number that differs by more than ``tolerance`` of itself, and every row that only one has."""
+    found = []
+    for table, keys in KEYS.items():
+        a, b = (each.table(table).set_index(keys).sort_index() for each in (joint, single))
+        if not a.index.equals(b.index):
+            missing, more = b.index.difference(a.index), a.index.difference(b.index)
+            found.append(f"{table}: rows missing {list(missing)[:3]}, too many {list(more)[:3]}, {len(a)} of {len(b)}")
+            continue
+        if not len(b) and table != "experts":
+            found.append(f"{table}: no rows to compare")
+        for column in [c for c in b.columns if c not in OWN]:
+            x, y = a[column], b[column]
+            if pd.api.types.is_numeric_dtype(y) and y.dtype != bool:
+                scale = _scale(b, column)
+                same = np.isclose(x.astype(float), y.astype(float), rtol=tolerance, atol=0, equal_nan=True)
+                same |= (x.astype(float) - y.astype(float)).abs() <= tolerance * scale
+            else:
+                same = (x == y) | (x.isna() & y.isna())
+            if not np.all(same):
+                where = np.flatnonzero(~np.asarray(same))
+                first = where[0]
+                found.append(
+                    f"{table}.{column} {len(where)} of {len(b)}: {b.index[first]} {x.iloc[first]} not {y.iloc[first]}"
+                )
+    return found
+
+
+def _scale(frame: pd.DataFrame, column: str) -> Any:
+    """Return to what a column's rounding is relative: means to the RMS, cosines and shares to 1, others to themselves."""
+    if column == "mean":
+        return frame["rms"]
+    if column == "channel_absmean":
+        return frame["absmax"]
+    return 1.0 if "cosine" in column or "share" in column or column == "angular_distance" else 0.0
+
+
+@pytest.mark.parametrize("name", BY_RANKS[2])
+def test_two_ranks_record_what_one_process_does(name: str, two: Path, tmp_path: Path) -> None:
+    assert differences(Recording.load(two / name), alone(name, 2, tmp_path / "run"), 1e-5) == []
+
+
+@pytest.mark.parametrize("name", [name for name in BY_RANKS[3] if "bfloat16" not in name])
+def test_three_ranks_with_uneven_shards_record_what_one_process_does(name: str, three: Path, tmp_path: Path) -> None:
+    assert differences(Recording.load(three / name), alone(name, 3, tmp_path / "run"), 1e-5) == []
+
+
+def test_three_ranks_in_bfloat16_record_what_one_process_does_within_its_rounding(three: Path, tmp_path: Path) -> None:
+    joint, single = Recording.load(three / "sharded bfloat16"), alone("sharded bfloat16", 3, tmp_path / "run")
+    keys = KEYS["activations"]
+    a, b = (each.table("activations", steps=[0]).set_index(keys)["rms"].sort_index() for each in (joint, single))
+
+    assert a.index.equals(b.index)
+    assert np.allclose(a.xs("forward", level="direction"), b.xs("forward", level="direction"), rtol=0.02)
+    assert np.allclose(a.xs("backward", level="direction"), b.xs("backward", level="direction"), rtol=0.1)
+
+
+@pytest.mark.parametrize(("n_ranks", "name"), [(n, name) for n, names in BY_RANKS.items() for name in names])
+def test_training_is_the_same_bit_for_bit_with_and_without_a_probe(
+    n_ranks: int, name: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue({2: "two", 3: "three"}[n_ranks])
+
+    for rank in range(n_ranks):
+        assert json.loads((folder / f"bits {rank}.json").read_text())[name]
+
+
+def test_every_rank_says_what_it_saw_of_its_own_data(two: Path) -> None:
+    recording = Recording.load(two / "replicated")
+
+    ranks, steps = recording.table("ranks"), recording.table("steps")
+
+    assert ranks.groupby("step")["rank"].apply(list).tolist() == [[0, 1]] * STEPS
+    losses = ranks.pivot(index="step", columns="rank", values="loss")
+    assert np.allclose(losses.mean(axis=1), steps["loss"], rtol=1e-12)
+    assert np.allclose(losses.min(axis=1), steps["loss_min"])
+    assert np.allclose(losses.max(axis=1), steps["loss_max"])
+    assert (steps["loss_max"] > steps["loss_min"]).all()
+    assert steps["n_ranks"].tolist() == [2] * STEPS
+    assert ranks["gradient_rms"].nunique() == len(ranks)  # of each rank's own loss
+    weights = ranks.pivot(index="step", columns="rank", values="weight_norm")
+    assert weights[0].tolist() == weights[1].tolist()  # replicas
+    assert (ranks["nonfinite"] == 0).all()
+
+
+def test_nothing_is_said_to_be_amiss_where_nothing_is(two: Path, three: Path) -> None:
+    for folder, names in ((two, BY_RANKS[2]), (three, BY_RANKS[3])):
+        for name in names:
+            assert Recording.load(folder / name).table("events").empty
+
+
+@pytest.mark.parametrize("how", ["raises", "dies", "closes"])
+def test_a_rank_that_is_lost_hangs_nobody_and_the_recording_opens(how: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    codes = [code for code, _ in ended(started(2, how, tmp_path))]
+    seconds = time.monotonic() - start
+
+    assert codes[0] == 0
+    assert codes[1] == (0 if how == "closes" else 1)
+    assert seconds < 40
+    assert (tmp_path / f"{how} went on").read_text() == "7"
+    recording = Recording.load(tmp_path / how)
+    steps = recording.table("steps")
+    assert recording.manifest["status"] == "closed"
+    assert steps["step"].tolist() == list(range(8))
+    assert steps["n_ranks"].iloc[0] == 2
+    assert steps["n_ranks"].iloc[-1] == 1
+    assert recording.table("events")["kind"].tolist().count("ranks_lost") == 1
+    assert set(recording.table("activations")["step"]) == set(range(8))
