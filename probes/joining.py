@@ -58,14 +58,16 @@ class Joining:
 
     def agree(self, lengths: Sequence[Lengths]) -> bool:
         """Take in what all ranks have, in the order of ranks; return whether it fits together."""
+        agreed = dict(self.agreed)  # steps that are on their way keep the layout that they left with
         for each in lengths:
             for name, (n_added, n_largest) in each.items():
-                if self.agreed.setdefault(name, (n_added, n_largest)) != (n_added, n_largest):
+                if agreed.setdefault(name, (n_added, n_largest)) != (n_added, n_largest):
                     return False
                 table, place = json.loads(name[4:]) if name.startswith("row ") else ("", {})
                 if table == "attention":
                     call = _call(place)
                     self._n_heads[call] = max(self._n_heads.get(call, 0), place["head"] + 1)
+        self.agreed = agreed
         return True
 
     def vectors(self, sample: Sample | None, slot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,12 +88,12 @@ class Joining:
         # A maximum knows no NaN; infinite is not finite either.
         return np.concatenate(added), np.where(np.isnan(peaks), np.inf, peaks)
 
-    def sample(self, step: int, added: np.ndarray, largest: np.ndarray) -> Sample:
-        """Return what all ranks together measured, from the joined vectors."""
+    def sample(self, step: int, added: np.ndarray, largest: np.ndarray, layout: Lengths) -> Sample:
+        """Return what all ranks together measured, from the joined vectors and what was agreed upon when they were laid out."""
         found = Sample(step)
         a, b = 1, 0
         parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for name, (n_added, n_largest) in self.agreed.items():
+        for name, (n_added, n_largest) in layout.items():
             n = self._n_slots_of(name)
             parts[name] = (
                 added[a : a + n * n_added].reshape(n, n_added),

@@ -207,6 +207,7 @@ class JointDesk:
             # The others have started: this rank comes with nothing, and they see it.
             self._ranks.reduce(*self._joined().vectors(None, 0))
             raise
+        held.layout = self._joined().agreed
         held.joined = self._ranks.reduce(*vectors)
 
     def _joined(self) -> Joining:
@@ -248,7 +249,7 @@ class JointDesk:
             if added[0] != self._ranks.n:
                 self._write_own(held)
                 return
-            sample = self._joined().sample(held.row["step"], added, largest)
+            sample = self._joined().sample(held.row["step"], added, largest, held.layout)
             self._own.hold_sample(sample)
         assert self._words is not None
         row, values, groups = self._words.row(held, sample, self._meeting.n_slots)

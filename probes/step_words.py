@@ -14,7 +14,7 @@ from .biases import biased
 from .counted import Counted
 from .distributed import Reduction
 from .host_copies import ScalarCopies
-from .joining import Joining
+from .joining import Joining, Lengths
 from .kernels import COUNT, NONFINITE, SECOND
 from .parameters import GRADIENT, WEIGHT, ParameterTaps
 from .sample import Arriving, Sample
@@ -54,6 +54,7 @@ class HeldStep:
         counted: and those between tokens.
         words: what all ranks said of it, shape (ranks, len(SAID)); None until that has come.
         joined: its numbers on their way between ranks; None where they are not joined.
+        layout: and how they are laid out.
     """
 
     row: dict[str, Any]
@@ -64,6 +65,7 @@ class HeldStep:
     counted: list[Counted] = field(default_factory=list)
     words: np.ndarray | None = None
     joined: Reduction | None = None
+    layout: Lengths = field(default_factory=dict)
 
 
 class Words:

@@ -61,22 +61,33 @@ class Mixture(nn.Module):
         return out.reshape(x.shape)
 
 
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
 @dataclass(frozen=True)
 class Case:
     """One way to train: ``spread`` makes of a model what is called and attached to."""
 
     make: Callable[[], nn.Module]
     spread: Callable[[nn.Module], nn.Module]
-    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
-    n_micro: int = 1
+    optimizer: Callable[[Any], torch.optim.Optimizer] = adamw
+    n_micro: tuple[int, ...] = (1,) * STEPS
     clip: float | None = None
-    same_data: bool = False
+    n_copies: int = 1  # ranks that train on the same data
+    part: Callable[[nn.Module], nn.Module] = lambda model: model  # what the probe is attached to
+
+
+def mesh_of(*shape: int) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", shape, mesh_dim_names=("outer", "inner")[: len(shape)])
 
 
 def shard(model: nn.Module, **policy: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.blocks:  # type: ignore[union-attr]
+    for block in model.blocks if hasattr(model, "blocks") else model.model.layers:  # type: ignore[union-attr]
         fully_shard(block, **policy)
     return fully_shard(model, **policy)
 
@@ -87,11 +98,10 @@ def shard_in_bfloat16(model: nn.Module) -> nn.Module:
     return shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
 
 
-def parallelise(model: nn.Module) -> nn.Module:
-    from torch.distributed.device_mesh import init_device_mesh
+def parallelise(model: nn.Module, mesh: Any = None) -> nn.Module:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = mesh_of(dist.get_world_size()) if mesh is None else mesh
     attention = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {
         "self_attn.o_proj": RowwiseParallel()
     }
@@ -99,6 +109,11 @@ def parallelise(model: nn.Module) -> nn.Module:
     for block in model.model.layers:  # type: ignore[union-attr]
         parallelize_module(block, mesh, attention | mlp)
     return model
+
+
+def shard_and_parallelise(model: nn.Module) -> nn.Module:
+    mesh = mesh_of(2, 2)
+    return shard(parallelise(model, mesh["inner"]), mesh=mesh["outer"])
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -113,16 +128,25 @@ def one_by_one(parameters: Any) -> torch.optim.Optimizer:
 CASES = {
     "replicated": Case(lambda: Routed().double(), DistributedDataParallel, clip=0.5),
     "accumulated": Case(
-        lambda: WithUnused().double(), lambda m: DistributedDataParallel(m, find_unused_parameters=True), sgd, n_micro=2
+        lambda: WithUnused().double(),
+        lambda model: DistributedDataParallel(model, find_unused_parameters=True),
+        sgd,
+        n_micro=(1, 2, 3),
+        part=lambda model: model.module,
     ),
-    "tensor parallel": Case(lambda: llama().double(), parallelise, one_by_one, same_data=True),
+    "tensor parallel": Case(lambda: llama().double(), parallelise, one_by_one, n_copies=2),
     "sharded": Case(lambda: NanoGPT().double(), shard, clip=0.5),
-    "sharded accumulated": Case(lambda: NanoGPT("post").double(), shard, sgd, n_micro=2),
+    "sharded accumulated": Case(lambda: NanoGPT("post").double(), shard, sgd, n_micro=(2, 2, 2)),
     "sharded bfloat16": Case(NanoGPT, shard_in_bfloat16),
+    "sharded and replicated": Case(
+        lambda: NanoGPT().double(), lambda model: shard(model, mesh=mesh_of(2, 2)), clip=0.5
+    ),
+    "sharded and tensor parallel": Case(lambda: llama().double(), shard_and_parallelise, one_by_one, n_copies=2),
 }
 BY_RANKS = {
     2: ["replicated", "accumulated", "tensor parallel"],
     3: ["sharded", "sharded accumulated", "sharded bfloat16"],
+    4: ["sharded and replicated", "sharded and tensor parallel"],
 }
 
 
@@ -133,7 +157,7 @@ def batch(step: int, micro: int, rank: int) -> Tensor:
 
 def whole_batch(case: Case, step: int, micro: int, n_ranks: int) -> Tensor:
     """Return what all ranks train on."""
-    return batch(step, micro, 0) if case.same_data else torch.cat([batch(step, micro, rank) for rank in range(n_ranks)])
+    return torch.cat([batch(step, micro, rank) for rank in range(n_ranks // case.n_copies)])
 
 
 def loss_on(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -158,8 +182,18 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), case.clip)
         optimizer.step()
         optimizer.zero_grad()
+        if isinstance(model, DistributedDataParallel) and dist.get_rank() == 0:
+            evaluate(model.module)
         if probe is not None:
             probe.step(total, n_tokens=sum(tokens.numel() for tokens in micro_batches))
+
+
+def evaluate(model: nn.Module) -> None:
+    """Look at the model on this rank alone."""
+    model.eval()
+    with torch.no_grad():
+        loss_on(model, batch(999, 0, 0))
+    model.train()
 
 
 @contextlib.contextmanager
@@ -180,12 +214,12 @@ def trained(case: Case, folder: Path | None) -> list[Tensor]:
     torch.manual_seed(0)
     model = case.spread(case.make())
     optimizer = case.optimizer(model.parameters())
-    rank = 0 if case.same_data else dist.get_rank()
-    batches = [[batch(step, micro, rank) for micro in range(case.n_micro)] for step in range(STEPS)]
+    rank = dist.get_rank() // case.n_copies
+    batches = [[batch(step, micro, rank) for micro in range(n)] for step, n in enumerate(case.n_micro)]
     if folder is None:
         train(case, model, batches, None, optimizer)
     else:
-        with attach(model, optimizer, every=1, folder=folder, strict=True) as probe:
+        with attach(case.part(model), optimizer, every=1, folder=folder, strict=True) as probe:
             train(case, model, batches, probe, optimizer)
     return [getattr(p, "_local_tensor", p).detach().clone() for p in model.parameters()]
 

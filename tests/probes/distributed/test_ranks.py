@@ -100,7 +100,7 @@ def alone(name: str, n_ranks: int, folder: Path) -> Recording:
     torch.manual_seed(0)
     model = case.make()
     optimizer = case.optimizer(model.parameters())
-    batches = [[whole_batch(case, step, micro, n_ranks) for micro in range(case.n_micro)] for step in range(STEPS)]
+    batches = [[whole_batch(case, step, micro, n_ranks) for micro in range(n)] for step, n in enumerate(case.n_micro)]
     with attach(model, optimizer, every=1, folder=folder, strict=True) as probe:
         train(case, model, batches, probe, optimizer)
     return probe.recording
@@ -117,6 +117,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
     worked(3, "compare", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    worked(4, "compare", folder)
     return folder
 
 
@@ -167,6 +174,13 @@ def test_three_ranks_with_uneven_shards_record_what_one_process_does(name: str, 
     assert differences(Recording.load(three / name), alone(name, 3, tmp_path / "run"), 1e-5) == []
 
 
+@pytest.mark.parametrize("name", BY_RANKS[4])
+def test_four_ranks_on_a_mesh_of_two_dimensions_record_what_one_process_does(
+    name: str, four: Path, tmp_path: Path
+) -> None:
+    assert differences(Recording.load(four / name), alone(name, 4, tmp_path / "run"), 1e-5) == []
+
+
 def test_three_ranks_in_bfloat16_record_what_one_process_does_within_its_rounding(three: Path, tmp_path: Path) -> None:
     joint, single = Recording.load(three / "sharded bfloat16"), alone("sharded bfloat16", 3, tmp_path / "run")
     keys = KEYS["activations"]
@@ -181,7 +195,7 @@ def test_three_ranks_in_bfloat16_record_what_one_process_does_within_its_roundin
 def test_training_is_the_same_bit_for_bit_with_and_without_a_probe(
     n_ranks: int, name: str, request: pytest.FixtureRequest
 ) -> None:
-    folder = request.getfixturevalue({2: "two", 3: "three"}[n_ranks])
+    folder = request.getfixturevalue({2: "two", 3: "three", 4: "four"}[n_ranks])
 
     for rank in range(n_ranks):
         assert json.loads((folder / f"bits {rank}.json").read_text())[name]
@@ -205,8 +219,8 @@ def test_every_rank_says_what_it_saw_of_its_own_data(two: Path) -> None:
     assert (ranks["nonfinite"] == 0).all()
 
 
-def test_nothing_is_said_to_be_amiss_where_nothing_is(two: Path, three: Path) -> None:
-    for folder, names in ((two, BY_RANKS[2]), (three, BY_RANKS[3])):
+def test_nothing_is_said_to_be_amiss_where_nothing_is(two: Path, three: Path, four: Path) -> None:
+    for folder, names in ((two, BY_RANKS[2]), (three, BY_RANKS[3]), (four, BY_RANKS[4])):
         for name in names:
             assert Recording.load(folder / name).table("events").empty
 
