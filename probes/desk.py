@@ -77,8 +77,7 @@ class OwnDesk:
     ) -> None:
         """Write with ``writer``; tell ``sampler`` of scalars. Of what is ``spread`` only the own part is known."""
         self._writer, self._sampler, self._event = writer, sampler, event
-        self._spread = spread
-        self._words: Words | None = None
+        self._words = None if spread is None else Words(len(spread.ranks))
         self._pending: Pending | None = None
         self._taps: Taps | None = None
 
@@ -90,8 +89,8 @@ class OwnDesk:
         """Lay out the tables."""
         self._taps = taps
         self._pending = Pending(anatomy, taps.layout, parameters)
-        if self._spread is not None:
-            self._words = Words(anatomy, taps.layout, parameters, len(self._spread.ranks))
+        if self._words is not None:
+            self._words.know(anatomy, taps.layout, parameters)
         self._writer.know(anatomy, [*taps.layout.not_measured, *anatomy.problems])
 
     def hold(

@@ -19,7 +19,6 @@ from torch import Tensor
 from .anatomy import Anatomy
 from .desk import Event, OwnDesk, lost
 from .distributed import LostError, Ranks
-from .errors import ProbeError
 from .host_copies import ScalarCopies
 from .joining import Joining
 from .meeting import Meeting
@@ -59,7 +58,7 @@ class JointDesk:
         self._writer, self._sampler, self._event, self._say = writer, sampler, event, say
         self._is_on, self._writes = True, ranks.index == 0
         self._meeting = Meeting(ranks, spread)
-        self._words: Words | None = None
+        self._words = Words(ranks.n)
         self._taps: Taps | None = None
         self._current: HeldStep | None = None
         self._held: deque[HeldStep] = deque()
@@ -82,7 +81,8 @@ class JointDesk:
     def know(self, anatomy: Anatomy, taps: Taps, parameters: ParameterTaps) -> None:
         """Lay out the tables."""
         taps.sheet = ChannelSheet
-        self._taps, self._words = taps, Words(anatomy, taps.layout, parameters, self._ranks.n)
+        self._taps = taps
+        self._words.know(anatomy, taps.layout, parameters)
         self._own.know(anatomy, taps, parameters)
         hidden = [*taps.layout.not_measured, *anatomy.problems, *self._spread.notes]
         self._writer.know(anatomy, hidden)
@@ -108,16 +108,25 @@ class JointDesk:
         held, self._current = self._current or HeldStep(row, scalars), None
         held.row, held.scalars, held.groups, held.parts = row, scalars, groups, parts
         self._held.append(held)
+        if not self._is_on:
+            self._deliver()
+            return
+        problems: list[Exception] = []
+        for action in (self._hear, self._deliver):  # what is delivered may decide what the word tells
+            try:
+                action()
+            except LostError as error:
+                self._lose(error)
+            except Exception as error:  # noqa: BLE001 - the others wait for this rank's word
+                problems.append(error)
         if self._is_on:
             try:
-                self._hear()
                 self._asked = self._ranks.gather(self._word(held))
             except LostError as error:
                 self._lose(error)
-            except Exception as error:
-                self._lose(ProbeError(f"{type(error).__name__} in this rank: {str(error)[:200]}"))
-                raise
         self._deliver()
+        if problems:
+            raise problems[0]
 
     def flush(self, *, only_full: bool = False) -> None:
         """Write what has been joined."""
@@ -160,8 +169,7 @@ class JointDesk:
         head = [0.0] * (CLOSES + 1)
         head[STEP], head[IS_SAMPLED], head[HAS_NEWS] = held.row["step"], held.arriving is not None, news
         head[UNTIL], head[CLOSES] = self._sampler.until, closes
-        said = [] if self._words is None else self._words.numbers(before)
-        return [*head, *(said or Words.nothing())]
+        return [*head, *self._words.numbers(before)]
 
     def _hear(self, patience: float | None = None) -> None:
         """Read the words of the step before, and start to join its numbers where all have some."""
@@ -205,14 +213,14 @@ class JointDesk:
             vectors = self._joined().vectors(sample, self._meeting.slot)
         except Exception:
             # The others have started: this rank comes with nothing, and they see it.
-            self._ranks.reduce(*self._joined().vectors(None, 0))
+            held.layout = self._joined().agreed
+            held.joined = self._ranks.reduce(*self._joined().vectors(None, 0))
             raise
         held.layout = self._joined().agreed
         held.joined = self._ranks.reduce(*vectors)
 
     def _joined(self) -> Joining:
         if self._joining is None:
-            assert self._words is not None
             self._joining = self._words.joining(self._meeting.n_slots)
         return self._joining
 
@@ -251,7 +259,6 @@ class JointDesk:
                 return
             sample = self._joined().sample(held.row["step"], added, largest, held.layout)
             self._own.hold_sample(sample)
-        assert self._words is not None
         row, values, groups = self._words.row(held, sample, self._meeting.n_slots)
         self._writer.add_step(row, ScalarCopies({}), groups)
         if sample is not None:
@@ -267,8 +274,7 @@ class JointDesk:
         if held.arriving is not None:
             sample = held.arriving.sample()
             sample.counted = held.counted
-            if self._words is not None:
-                self._words.hide_parts(sample)
+            self._words.hide_parts(sample)
             self._own.hold_sample(sample)
         if "seconds" in held.row:
             self._writer.add_step(held.row | {"n_ranks": 1}, held.scalars, held.groups)

@@ -58,12 +58,12 @@ class Probe:
         self._compilation = compilation(shell(model))
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
-        self._desk = desk(self._event, self._faults.say)
         self._gauge = StepGauge(self.model, optimizer, scaler)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
         self._sees_attention = attention
         self._step = writer.first_step
+        self._desk = desk(self._event, self._faults.say)
         self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
         self._n_measured: int | None = None
         self._read: ParameterNumbers | None = None

@@ -71,11 +71,16 @@ class HeldStep:
 class Words:
     """What one rank says, and reads out of what all have said."""
 
-    def __init__(self, anatomy: Anatomy, layout: Layout, parameters: ParameterTaps, n_ranks: int) -> None:
+    def __init__(self, n_ranks: int) -> None:
+        """Speak to ``n_ranks``; of losses alone, until the model is known."""
+        self._n_ranks = n_ranks
+        self._first: int | None = None
+        self._last: int | None = None
+
+    def know(self, anatomy: Anatomy, layout: Layout, parameters: ParameterTaps) -> None:
         """Look up the first and the last state, and what a rank's part of each parameter counts."""
         held = parameters.held()
-        self._n_ranks = n_ranks
-        self._shares = np.array([share(p, n_ranks) for _, p in held])
+        self._shares = np.array([share(p, self._n_ranks) for _, p in held])
         self._is_cut = np.array([n_parts(p) > 1 for _, p in held], dtype=bool)
         by_name = {name: row for row, (name, _) in enumerate(held)}
         branches = biased(anatomy, set(by_name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +17,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import rheoscope.probes.distributed
+import rheoscope.probes.probe
 import torch
 import torch.distributed as dist
 from oracles import VOCABULARY, NanoGPT, cross_entropy, ids, llama
+from rheoscope.probes.errors import DiscoveryError, RecordingError
 from rheoscope.probes.recorder import attach
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -257,6 +261,113 @@ def cut_off(folder: Path, how: str) -> None:
     (folder / f"{how} went on").write_text(str(step))
 
 
+def small(folder: Path | None = None, **how: Any) -> tuple[Any, torch.optim.Optimizer, Any]:
+    """Return a small model in DDP with its optimizer and, given a folder, a probe."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(NanoGPT())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return model, optimizer, None if folder is None else attach(model, optimizer, folder=folder, **how)
+
+
+def walk(model: Any, optimizer: Any, probe: Any, steps: range, *, micro: Callable[[int], int] = lambda _: 1) -> None:
+    """Train some steps."""
+    for step in steps:
+        for index in range(micro(step)):
+            loss_on(model, batch(step, index, dist.get_rank())).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        probe.step(1.0)
+
+
+def behaves(folder: Path) -> None:
+    """Use probes in ways that must hang nobody, and write down what came of each."""
+    rank, found = dist.get_rank(), {}
+
+    # The first rank alone measures a model that is not spread: no other is asked.
+    if rank == 0:
+        own = NanoGPT()
+        optimizer = sgd(own.parameters())
+        with attach(own, optimizer, every=1, folder=folder / "own") as probe:
+            walk(own, optimizer, probe, range(2))
+        found["own"] = len(probe.recording.table("activations"))
+    dist.barrier()
+
+    # Recordings are read where they are written; a folder that holds one is refused on every rank.
+    model, optimizer, probe = small(folder / "first", every=1)
+    walk(model, optimizer, probe, range(2))
+    try:
+        found["recording"] = len(probe.recording.table("steps"))
+    except RecordingError as error:
+        found["recording"] = str(error)
+    probe.close()
+    try:
+        small(folder / "first")
+    except RecordingError as error:
+        found["exists"] = type(error).__name__
+    # Continued: both go on at the same step.
+    model, optimizer, probe = small(folder / "first", every=1, resume=True)
+    walk(model, optimizer, probe, range(2, 4))
+    probe.close()
+
+    # Something happens on one rank: both sample the steps after it.
+    model, optimizer, probe = small(folder / "triggered", every=100, triggered=2)
+    for step in range(8):
+        loss = loss_on(model, batch(step, 0, rank))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        probe.step(math.nan if rank == 1 and step == 2 else loss)
+    probe.close()
+
+    # Ranks that sample different steps, or have different numbers of micro-batches.
+    model, optimizer, probe = small(folder / "at odds", schedule=lambda step: rank == 0 or step % 2 == 0)
+    walk(model, optimizer, probe, range(4))
+    probe.close()
+    model, optimizer, probe = small(folder / "uneven", every=1)
+    with model.no_sync():
+        walk(model, optimizer, probe, range(2), micro=lambda step: 1 + (rank == step))
+    probe.close()
+
+    # Discovery fails on one rank, in the middle of its own forwards.
+    right = rheoscope.probes.probe.discover
+    if rank == 1:
+        rheoscope.probes.probe.discover = fails
+    model, optimizer, probe = small(folder / "one finds", every=1)
+    walk(model, optimizer, probe, range(2))
+    probe.close()
+    rheoscope.probes.probe.discover = right
+
+    # There is no stream to be found: losses are recorded alone.
+    model, optimizer, probe = small(folder / "nobody finds", every=1)
+    rheoscope.probes.probe.discover = fails
+    walk(model, optimizer, probe, range(4))
+    probe.close()
+    rheoscope.probes.probe.discover = right
+
+    # Every rank is given the same data.
+    model, optimizer, probe = small(folder / "same", every=1)
+    loss_on(model, batch(0, 0, 0)).backward()
+    optimizer.step()
+    probe.step()
+    probe.close()
+
+    # A probe on the first rank alone.
+    rheoscope.probes.distributed.ATTACH_SECONDS = 1.0
+    model, optimizer, probe = small()
+    if rank == 0:
+        probe = attach(model, optimizer, every=1, folder=folder / "first alone")
+    loss_on(model, batch(0, 0, rank)).backward()
+    optimizer.step()
+    if probe is not None:
+        probe.step()
+        probe.close()
+    (folder / f"found {rank}.json").write_text(json.dumps(found))
+
+
+def fails(*_: Any) -> Any:
+    raise DiscoveryError("as discovery may")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     task, folder = sys.argv[1], Path(sys.argv[2])
@@ -264,6 +375,8 @@ def main() -> None:
     try:
         if task == "compare":
             compared(folder)
+        elif task == "behave":
+            behaves(folder)
         else:
             cut_off(folder, task)
     finally:

@@ -225,6 +225,87 @@ def test_nothing_is_said_to_be_amiss_where_nothing_is(two: Path, three: Path, fo
             assert Recording.load(folder / name).table("events").empty
 
 
+@pytest.fixture(scope="module")
+def behaviour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("behaviour")
+    worked(2, "behave", folder)
+    return folder
+
+
+def of(behaviour: Path, name: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the steps of a recording, and the kinds of its events."""
+    recording = Recording.load(behaviour / name)
+    return recording.table("steps"), recording.table("events")["kind"].tolist()
+
+
+def test_a_model_that_is_not_spread_asks_no_other_rank(behaviour: Path) -> None:
+    steps, events = of(behaviour, "own")
+
+    assert steps["n_ranks"].tolist() == [1, 1]
+    assert events == []
+
+
+def test_a_recording_is_read_and_refused_where_it_is_written_and_every_rank_says_so(behaviour: Path) -> None:
+    first, second = (json.loads((behaviour / f"found {rank}.json").read_text()) for rank in (0, 1))
+
+    assert "writes nothing" in second["recording"]
+    assert (first["exists"], second["exists"]) == ("RecordingExistsError", "RecordingError")
+
+
+def test_a_recording_of_ranks_is_continued(behaviour: Path) -> None:
+    steps, events = of(behaviour, "first")
+
+    assert steps["step"].tolist() == [0, 1, 2, 3]
+    assert steps["n_ranks"].tolist() == [2] * 4
+    assert events == ["resumed"]
+
+
+def test_what_happens_on_one_rank_is_sampled_on_all(behaviour: Path) -> None:
+    steps, events = of(behaviour, "triggered")
+
+    assert sorted(events) == ["nonfinite_loss", "triggered"]  # of a loss that is NaN on rank 1 alone
+    assert np.flatnonzero(steps["is_sampled"]).tolist() == [0, 6, 7]
+    assert steps["n_ranks"].tolist() == [2] * 8
+
+
+def test_ranks_with_different_schedules_say_so_and_go_on(behaviour: Path) -> None:
+    steps, events = of(behaviour, "at odds")
+
+    assert steps["n_ranks"].tolist() == [2, 1, 2, 1]
+    assert events == ["ranks_disagree"]
+
+
+def test_a_micro_batch_that_one_rank_has_counts_once(behaviour: Path) -> None:
+    activations = Recording.load(behaviour / "uneven").table("activations")
+
+    # Biases are rows of micro-batch 0 alone.
+    n = activations[activations["site"] != "bias"].groupby(["step", "micro_step"])["n"].sum()
+
+    assert n.tolist() == [2 * n[0, 1], n[0, 1]] * 2
+
+
+def test_a_rank_on_which_discovery_fails_takes_the_anatomy_of_another(behaviour: Path) -> None:
+    steps, events = of(behaviour, "one finds")
+
+    assert steps["n_ranks"].tolist() == [2, 2]
+    assert events == []
+    steps, events = of(behaviour, "nobody finds")
+    assert steps["n_ranks"].tolist() == [2] * 4
+    assert steps["loss"].tolist() == [1.0] * 4
+    assert events == ["fault"]
+
+
+def test_ranks_with_the_same_data_are_told(behaviour: Path) -> None:
+    assert of(behaviour, "same")[1] == ["same_batch"]
+
+
+def test_a_probe_on_the_first_rank_alone_records_that_rank(behaviour: Path) -> None:
+    steps, events = of(behaviour, "first alone")
+
+    assert steps["n_ranks"].tolist() == [1]
+    assert events == ["ranks_lost"]
+
+
 @pytest.mark.parametrize("how", ["raises", "dies", "closes"])
 def test_a_rank_that_is_lost_hangs_nobody_and_the_recording_opens(how: str, tmp_path: Path) -> None:
     start = time.monotonic()
