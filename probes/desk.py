@@ -77,6 +77,7 @@ class OwnDesk:
     ) -> None:
         """Write with ``writer``; tell ``sampler`` of scalars. Of what is ``spread`` only the own part is known."""
         self._writer, self._sampler, self._event = writer, sampler, event
+        self._spread = spread
         self._words = None if spread is None else Words(len(spread.ranks))
         self._pending: Pending | None = None
         self._taps: Taps | None = None
@@ -102,6 +103,7 @@ class OwnDesk:
         if self._words is None:
             self._pending.add(step, readings, numbers, scale)
         elif readings or numbers is not None:
+            numbers = None if self._spread is not None and self._spread.has_flat_parameters else numbers
             sample = Arriving(step, readings, numbers, scale).sample()
             self._words.hide_parts(sample)
             self._pending.hold(sample)
@@ -120,7 +122,10 @@ class OwnDesk:
         parts: Parts | None,  # noqa: ARG002
     ) -> None:
         """Keep the row of a step until it is written."""
-        self._writer.add_step(row | {"n_ranks": 1}, scalars, groups)
+        if self._words is None:
+            self._writer.add_step(row | {"n_ranks": 1}, scalars, groups)
+        else:
+            self._writer.add_step(self._words.own_row(row, scalars) | {"n_ranks": 1}, ScalarCopies({}), groups)
         told = self._sampler.look(row["step"], scalars)
         if told:
             self._event("triggered", told)

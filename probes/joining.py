@@ -24,7 +24,12 @@ Lengths = Mapping[str, Sequence[int]]  # name -> numbers that are added, numbers
 
 
 class Joining:
-    """What a rank counts for, and the layout that ranks agreed upon."""
+    """What a rank counts for, and the layout that ranks agreed upon.
+
+    Attributes:
+        agreed: by name, how many numbers are added and of how many the largest counts.
+        dropped: tables with rows of which ranks hold parts that do not join.
+    """
 
     def __init__(self, shares: np.ndarray, bias_shares: np.ndarray, shape: tuple[int, int], n_slots: int) -> None:
         """Start with nothing agreed upon.
@@ -36,6 +41,7 @@ class Joining:
             n_slots: how many ranks train on the same data.
         """
         self.agreed: dict[str, tuple[int, int]] = {}
+        self.dropped: set[str] = set()
         self._shares, self._bias_shares = shares, bias_shares
         self._n_rows, self._n_adds = shape
         self._n_slots = n_slots
@@ -113,13 +119,21 @@ class Joining:
                 found.biases = sums[0]
             elif kind == "parameters":
                 found.parameters = np.insert(sums[0].reshape(-1, N_PARTS - 1), PEAK, peaks[0, : len(self._shares)], 1)
-                found.has_gradient = tuple((peaks[0, len(self._shares) :] > 0).tolist())
+                has = peaks[0, len(self._shares) :].tolist()
+                found.has_gradient = tuple(None if each < 0 else each > 0 for each in has)
             elif kind == "row" and sums[:, 0].any():
                 found.counted += self._rows(name, rest, sums[:, 1:], peaks)
         if not found.numbers:
             found.biases = None
         found.numbers.sort(key=lambda each: each.micro_step)
         return found
+
+    def not_joined(self) -> str:
+        """Return in a sentence what was dropped."""
+        return (
+            f"Not measured: rows of {', '.join(sorted(self.dropped))}. Ranks with the same data hold parts of a "
+            "sequence or of the vocabulary, and what is asked of pairs of tokens, or of all classes, is no sum of what it is of parts."
+        )
 
     def _parts(self, sample: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         none = np.zeros(0)
@@ -132,7 +146,7 @@ class Joining:
             parts["biases"] = (sample.biases * self._bias_shares, none)
         if sample.parameters is not None:
             summed = np.delete(sample.parameters, PEAK, 1) * self._shares[:, None]
-            has = np.array(sample.has_gradient, dtype=float)
+            has = np.nan_to_num(np.array(sample.has_gradient, dtype=float), nan=-1.0)
             parts["parameters"] = (summed.ravel(), np.concatenate([sample.parameters[:, PEAK], has]))
         for row in sample.counted:
             parts[_name(row)] = (np.array([1.0, *row.sums]), np.array(row.peaks, dtype=float))
@@ -151,8 +165,11 @@ class Joining:
         slots[..., ADDED] = added[:, : ends[0]].reshape(n, rows, -1)
         slots[..., LARGEST] = largest.reshape(n, rows, -1)
         slots[..., LARGEST] = np.where(np.isneginf(slots[..., LARGEST]), 0.0, slots[..., LARGEST])
-        size = np.sqrt(np.maximum(slots[:1, :, COUNT] * slots[:1, :, SECOND], 0.0))
-        is_part = _differ(slots[..., COUNT]) | _differ(slots[..., SECOND]) | _differ(slots[..., FIRST], size)
+        # Norms make parts whose energies are alike: all sums are asked.
+        second, fourth = (np.maximum(slots[:1, :, column], 0.0) for column in (SECOND, FOURTH))
+        sizes = {FIRST: np.sqrt(slots[:1, :, COUNT] * second), THIRD: np.sqrt(second * fourth)}
+        told = (COUNT, FIRST, SECOND, THIRD, FOURTH, ABSMAX)
+        is_part = np.any([_differ(slots[..., column], sizes.get(column)) for column in told], axis=0)
         is_part = self._ever("points", is_part)
         _join_channels(slots, channels, is_part)
         sums = slots.sum(0)
@@ -180,6 +197,7 @@ class Joining:
         if not is_part:
             return [Counted(table, place, tuple(sums[0].tolist()), tuple(peaks[0].tolist()))]
         if table != "attention" or place["head"] < 0:
+            self.dropped.add(table)
             return []
         n_heads = self._n_heads[_call(place)]
         return [

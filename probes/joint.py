@@ -92,6 +92,7 @@ class JointDesk:
     ) -> str | None:
         """Take the numbers of a sampled step."""
         assert self._taps is not None
+        numbers = None if self._spread.has_flat_parameters else numbers
         if not readings and numbers is None:
             return None
         self._current = HeldStep({"step": step}, ScalarCopies({}), arriving=Arriving(step, readings, numbers, scale))
@@ -259,6 +260,8 @@ class JointDesk:
                 return
             sample = self._joined().sample(held.row["step"], added, largest, held.layout)
             self._own.hold_sample(sample)
+            if self._joined().dropped:
+                self._say("not_joined", self._joined().not_joined())
         row, values, groups = self._words.row(held, sample, self._meeting.n_slots)
         self._writer.add_step(row, ScalarCopies({}), groups)
         if sample is not None:
@@ -277,7 +280,8 @@ class JointDesk:
             self._words.hide_parts(sample)
             self._own.hold_sample(sample)
         if "seconds" in held.row:
-            self._writer.add_step(held.row | {"n_ranks": 1}, held.scalars, held.groups)
+            own = self._words.own_row(held.row, held.scalars)
+            self._writer.add_step(own | {"n_ranks": 1}, ScalarCopies({}), held.groups)
 
     def _lose(self, error: Exception) -> None:
         """Go on alone."""

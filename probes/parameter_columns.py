@@ -47,8 +47,9 @@ class ParameterColumns:
         Args:
             steps: their numbers.
             sums: shape (steps, parameters, 10).
-            has: which parameters had a gradient, shape (steps, parameters).
+            has: which parameters had a gradient, shape (steps, parameters); NaN where that is not known.
         """
+        is_known, has = ~np.isnan(has.astype(float)), has.astype(float) > 0
         means = sums / np.where(self._n > 0, self._n, np.nan)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             weight, update = np.sqrt(means[..., WEIGHT]), np.sqrt(means[..., UPDATE])
@@ -66,10 +67,10 @@ class ParameterColumns:
                 "below_epsilon_share": means[..., BELOW],
                 "direction_cosine": turn,
             }
-        state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), "none")
+        state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), np.where(is_known, "none", ""))
         columns: Columns = {name: pa.concat_arrays([values_] * len(steps)) for name, values_ in self._constant.items()}
         columns |= {name: pa.array(value.reshape(-1), from_pandas=True) for name, value in values.items()}
-        columns["gradient_state"] = pa.array(state.reshape(-1).tolist())
+        columns["gradient_state"] = pa.array([each or None for each in state.reshape(-1).tolist()], pa.string())
         columns["step"] = np.repeat(steps, len(self._n))
         return columns
 

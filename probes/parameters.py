@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,19 +23,30 @@ GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN, NOW, BEFORE = range(N_
 LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
 
 
+NO_GRADIENTS = (
+    "Expected parameters with gradients when the optimizer steps, or at probe.step without one, got none although a backward "
+    "came through the model: gradients of parameters are not measured. They were zeroed before, freed by an optimizer inside "
+    "the backward, or are kept elsewhere by a library that partitions them."
+)
+
+
 @dataclass(frozen=True)
 class ParameterNumbers:
     """What one step gave.
 
     Attributes:
         sums: shape (parameters, 10), on the device, NaN where not measured; used again by the next step.
-        has_gradient: who has one.
+        has_gradient: who has one; None where that is not known.
         rows: parameter -> its row.
     """
 
     sums: Tensor
-    has_gradient: tuple[bool, ...]
+    has_gradient: tuple[bool | None, ...]
     rows: Mapping[Tensor, int]
+
+    def without_gradients(self) -> ParameterNumbers:
+        """Return the same with gradients that are not known."""
+        return replace(self, has_gradient=(None,) * len(self.has_gradient))
 
     @property
     def gradient_norm(self) -> Tensor | None:

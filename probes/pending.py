@@ -63,7 +63,7 @@ class Pending:
             tables.append(("activations", lambda: self._parameters.biases_of([s.step for s in biased], biases)))
         if read:
             sums = np.stack([each.parameters for each in read if each.parameters is not None])
-            has = np.array([each.has_gradient for each in read], dtype=bool)
+            has = np.array([each.has_gradient for each in read], dtype=float)
             tables.append(("parameters", lambda: self._parameters.of([s.step for s in read], sums, has)))
         errors = []
         for name, columns in tables:

@@ -21,7 +21,7 @@ from .errors import ProbeError
 from .faults import Faults
 from .hooked import Hook
 from .host_copies import ScalarCopies
-from .parameters import ParameterNumbers, ParameterTaps
+from .parameters import NO_GRADIENTS, ParameterNumbers, ParameterTaps
 from .reading import Reading
 from .recording import Recording
 from .relations import RelationTaps
@@ -172,8 +172,7 @@ class Probe:
         # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
         with warnings.catch_warnings(action="ignore"):
             if not found:
-                batch = Arguments(args, dict(kwargs))
-                self._faults.guard("forward", lambda: found.append(discover(self.model, batch)))
+                self._faults.guard("forward", lambda: found.append(discover(self.model, Arguments(args, dict(kwargs)))))
             agreed = self._desk.agree(found[0] if found else None, args, kwargs)
         if agreed is not None:
             self._know(agreed)
@@ -228,6 +227,9 @@ class Probe:
                 "the losses up before one backward to measure their sum.",
             )
         self._read = self._parameters.take()
+        if self._read is not None and not any(self._read.has_gradient) and any(each.came_back for each in readings):
+            self._faults.say("no_gradients", NO_GRADIENTS)
+            self._read = self._read.without_gradients()
         self._hold(readings, self._read)
 
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
@@ -247,7 +249,7 @@ class Probe:
         had_forward = self._n_forwards > self._n_before
         # Copied now: a loop may scale its loss in place afterwards.
         scalars = ScalarCopies({"loss": scalar, **self._gauge.scalars(self._read, had_forward=had_forward)})
-        self._desk.close_step(row, scalars, groups, self._gauge.parts(self._parameters))
+        self._desk.close_step(row, scalars, groups, self._gauge.parts(self._parameters if self._read else None))
         for problem in (no_scalar, no_count):
             if problem:
                 raise ProbeError(problem)

@@ -40,6 +40,9 @@ def attach(
 
     Training is left alone: the same weights bit for bit, no synchronisation in hooks, no exception that stops the run.
 
+    A model that several ranks train (DistributedDataParallel, ``fully_shard``, tensor parallelism) is attached to on every one of
+    them, after it was wrapped. What they measure is joined, and the first rank writes it: ``recording`` is there alone.
+
     Args:
         model: the model that is called in the training loop; forwards in eval mode are not recorded.
         optimizer: the optimizer that steps it; without one, updates are not measured.

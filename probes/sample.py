@@ -25,7 +25,7 @@ class Sample:
         numbers: of each micro-batch.
         biases: sums of squares of the branches' output biases at the first forward; None without a forward.
         parameters: shape (parameters, 10); None where none was read.
-        has_gradient: which parameters have one.
+        has_gradient: which parameters have one; None where that is not known.
         counted: what makes the rows of the tables between tokens.
     """
 
@@ -33,7 +33,7 @@ class Sample:
     numbers: list[Numbers] = field(default_factory=list)
     biases: np.ndarray | None = None
     parameters: np.ndarray | None = None
-    has_gradient: tuple[bool, ...] = ()
+    has_gradient: tuple[bool | None, ...] = ()
     counted: list[Counted] = field(default_factory=list)
 
 

@@ -19,8 +19,8 @@ TABLES: dict[str, dict[str, str]] = {
     "steps": {
         "step": "i",
         "loss": "f",
-        "loss_min": "f",
-        "loss_max": "f",
+        "lowest_loss": "f",
+        "highest_loss": "f",
         "n_ranks": "i",
         "n_tokens": "i",
         "batch_id": "s",

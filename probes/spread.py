@@ -27,11 +27,13 @@ class Spread:
         ranks: their global numbers.
         has_own_data: whether every rank is known to train on data of its own; where it is not, their inputs tell.
         notes: what is not measured because of it, in sentences.
+        has_flat_parameters: whether parameters are kept as flat parts, which end anywhere in them.
     """
 
     ranks: tuple[int, ...]
     has_own_data: bool
     notes: tuple[str, ...] = ()
+    has_flat_parameters: bool = False
 
 
 def spread_of(model: nn.Module) -> Spread | None:
@@ -58,7 +60,7 @@ def spread_of(model: nn.Module) -> Spread | None:
         )
     if len(ranks) < 2:
         return None
-    return Spread(tuple(sorted(ranks)), not meshes or _is_by_data(model, meshes), tuple(notes))
+    return Spread(tuple(sorted(ranks)), not meshes or _is_by_data(model, meshes), tuple(notes), flat is not None)
 
 
 def share(parameter: Tensor, n_ranks: int) -> float:

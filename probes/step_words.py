@@ -74,6 +74,7 @@ class Words:
     def __init__(self, n_ranks: int) -> None:
         """Speak to ``n_ranks``; of losses alone, until the model is known."""
         self._n_ranks = n_ranks
+        self._is_cut = np.zeros(0, dtype=bool)
         self._first: int | None = None
         self._last: int | None = None
 
@@ -131,11 +132,15 @@ class Words:
         said = dict(zip(SAID, held.words.T, strict=True))
         values: dict[str, Any] = dict(held.scalars.values())
         losses = said["loss"][said["has_loss"] > 0]
-        values |= {"loss": None, "loss_min": None, "loss_max": None}
+        values |= {"loss": None, "lowest_loss": None, "highest_loss": None}
         if len(losses):
-            values |= {"loss": float(losses.mean()), "loss_min": float(losses.min()), "loss_max": float(losses.max())}
+            values |= {
+                "loss": float(losses.mean()),
+                "lowest_loss": float(losses.min()),
+                "highest_loss": float(losses.max()),
+            }
         energies = None if sample is None or sample.parameters is None else sample.parameters[:, GRADIENT]
-        has = np.array([] if sample is None else sample.has_gradient, dtype=bool)
+        has = np.array([] if sample is None else [bool(each) for each in sample.has_gradient], dtype=bool)
         every = range(len(has))
         values["gradient_norm"] = _norm(energies, has, every)
         for index, rows in enumerate(() if held.parts is None else held.parts.members):
@@ -168,6 +173,16 @@ class Words:
         known["loss"] = [value if has else None for value, has in zip(said["loss"], has_loss, strict=True)]
         known["memory_bytes"] = [None if value is None else int(value) for value in known["memory_bytes"]]
         return {"step": [held.row["step"]] * len(ranks), "rank": list(ranks), **known}
+
+    def own_row(self, row: Mapping[str, Any], scalars: ScalarCopies) -> dict[str, Any]:
+        """Return a step's row of this rank alone, without norms of gradients of which it holds parts."""
+        values = scalars.values()
+        hidden = (
+            [name for name in values if name == "gradient_norm" or name.startswith("group ")]
+            if self._is_cut.any()
+            else []
+        )
+        return {**row, **{name: value for name, value in values.items() if name not in hidden}}
 
     def hide_parts(self, sample: Sample) -> None:
         """Make unmeasured, in numbers of this rank alone, what it holds a part of."""

@@ -115,6 +115,29 @@ def parallelise(model: nn.Module, mesh: Any = None) -> nn.Module:
     return model
 
 
+def parallelise_sequences(model: nn.Module) -> nn.Module:
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        PrepareModuleInput,
+        PrepareModuleOutput,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
+
+    mesh, whole, cut = mesh_of(dist.get_world_size()), Replicate(), Shard(1)
+    cutting = PrepareModuleOutput(output_layouts=whole, desired_output_layouts=cut)
+    joining = PrepareModuleInput(input_layouts=(cut,), desired_input_layouts=(whole,), use_local_output=True)
+    end = ColwiseParallel(input_layouts=cut, output_layouts=whole)
+    parallelize_module(model, mesh, {"drop": cutting, "norm": SequenceParallel(), "head": end})
+    attention = {"norm_1": SequenceParallel(), "attention": joining, "attention.drop": cutting}
+    mlp = {"mlp.0": ColwiseParallel(input_layouts=cut), "mlp.2": RowwiseParallel(output_layouts=cut)}
+    for block in model.blocks:  # type: ignore[union-attr]
+        parallelize_module(block, mesh, attention | {"norm_2": SequenceParallel()} | mlp)
+    return model
+
+
 def shard_and_parallelise(model: nn.Module) -> nn.Module:
     mesh = mesh_of(2, 2)
     return shard(parallelise(model, mesh["inner"]), mesh=mesh["outer"])
@@ -139,6 +162,7 @@ CASES = {
         part=lambda model: model.module,
     ),
     "tensor parallel": Case(lambda: llama().double(), parallelise, one_by_one, n_copies=2),
+    "sequence parallel": Case(lambda: NanoGPT().double(), parallelise_sequences, one_by_one, n_copies=2),
     "sharded": Case(lambda: NanoGPT().double(), shard, clip=0.5),
     "sharded accumulated": Case(lambda: NanoGPT("post").double(), shard, sgd, n_micro=(2, 2, 2)),
     "sharded bfloat16": Case(NanoGPT, shard_in_bfloat16),
@@ -148,7 +172,7 @@ CASES = {
     "sharded and tensor parallel": Case(lambda: llama().double(), shard_and_parallelise, one_by_one, n_copies=2),
 }
 BY_RANKS = {
-    2: ["replicated", "accumulated", "tensor parallel"],
+    2: ["replicated", "accumulated", "tensor parallel", "sequence parallel"],
     3: ["sharded", "sharded accumulated", "sharded bfloat16"],
     4: ["sharded and replicated", "sharded and tensor parallel"],
 }
