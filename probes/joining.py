@@ -131,8 +131,8 @@ class Joining:
     def not_joined(self) -> str:
         """Return in a sentence what was dropped."""
         return (
-            f"Not measured: rows of {', '.join(sorted(self.dropped))}. Ranks with the same data hold parts of a "
-            "sequence or of the vocabulary, and what is asked of pairs of tokens, or of all classes, is no sum of what it is of parts."
+            f"Not measured: rows of {', '.join(sorted(self.dropped))}. Ranks with the same data hold parts of a sequence or of "
+            "the vocabulary, and what is asked of pairs of tokens, or of all classes, is no sum of what it is of parts."
         )
 
     def _parts(self, sample: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:

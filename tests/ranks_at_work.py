@@ -263,12 +263,16 @@ def compared(folder: Path) -> None:
 
 
 def cut_off(folder: Path, how: str) -> None:
-    """Train without joining gradients; after three steps the last rank raises, dies, or closes its probe and goes on."""
+    """Train; after three steps the last rank raises, dies, or closes its probe and leaves.
+
+    Where it raises gradients are joined, so that the others' training ends too; else each rank trains by itself.
+    """
     torch.manual_seed(0)
     model = DistributedDataParallel(NanoGPT())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     is_last = dist.get_rank() == dist.get_world_size() - 1
-    with attach(model, optimizer, every=1, folder=folder / how) as probe, model.no_sync():
+    apart = contextlib.nullcontext() if how == "raises" else model.no_sync()
+    with attach(model, optimizer, every=1, folder=folder / how) as probe, apart:
         for step in range(8):
             loss = loss_on(model, batch(step, 0, dist.get_rank()))
             loss.backward()
@@ -280,7 +284,6 @@ def cut_off(folder: Path, how: str) -> None:
                     raise ValueError("as a rank may")
                 if how == "dies":
                     os._exit(1)
-                probe.close()
                 return
     (folder / f"{how} went on").write_text(str(step))
 
@@ -374,6 +377,9 @@ def behaves(folder: Path) -> None:
     optimizer.step()
     probe.step()
     probe.close()
+
+    # One rank closes its probe early.
+    cut_off(folder, "closes")
 
     # A probe on the first rank alone.
     rheoscope.probes.distributed.ATTACH_SECONDS = 1.0
