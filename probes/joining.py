@@ -60,7 +60,12 @@ class Joining:
         if arriving.has_parameters:
             n = len(self._shares)
             found["parameters"] = (n * (N_PARTS - 1), 2 * n)
-        return found | {_name(each): (1 + len(each.sums), len(each.peaks)) for each in counted}
+        return found | self.names(counted)
+
+    @staticmethod
+    def names(counted: Sequence[Counted]) -> dict[str, tuple[int, int]]:
+        """Return the same of rows between tokens."""
+        return {_name(each): (1 + len(each.sums), len(each.peaks)) for each in counted}
 
     def agree(self, lengths: Sequence[Lengths]) -> bool:
         """Take in what all ranks have, in the order of ranks; return whether it fits together."""
