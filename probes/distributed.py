@@ -94,7 +94,7 @@ class Ranks:
             works = [
                 dist.all_reduce(torch.from_numpy(array), op, group=self._group, async_op=True) for array, op in wanted
             ]
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # or the user has destroyed all groups
             raise LostError(f"a rank did not answer ({str(error).splitlines()[0][:200]})") from error
         return Reduction(works, [array for array, _ in wanted])
 

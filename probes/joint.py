@@ -34,7 +34,9 @@ from .step_words import CLOSES, HAS_NEWS, IS_SAMPLED, STEP, UNTIL, HeldStep, Wor
 from .taps import Taps
 from .writer import Writer
 
-CLOSING_SECONDS, FAILED_SECONDS = 60.0, 1.0  # a rank that closes waits so long for the others
+# A rank that closes waits so long for the others: the one that writes, one whose training failed, and any other, whose
+# collectives go on without it.
+CLOSING_SECONDS, FAILED_SECONDS, LEAVING_SECONDS = 30.0, 1.0, 5.0
 MOST_HELD = 64  # steps on their way; then the oldest is waited for
 
 
@@ -136,7 +138,7 @@ class JointDesk:
 
     def close(self, *, has_failed: bool) -> None:
         """Join and write what is left, without waiting long for a rank that does not close."""
-        patience = FAILED_SECONDS if has_failed else CLOSING_SECONDS
+        patience = FAILED_SECONDS if has_failed else CLOSING_SECONDS if self._writes else LEAVING_SECONDS
         left, self._current = self._current, None
         try:
             if self._is_on and self._held:
