@@ -415,8 +415,7 @@ def main() -> None:
         else:
             cut_off(folder, task)
     finally:
-        sys.stdout.flush()
-    dist.destroy_process_group()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
