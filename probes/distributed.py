@@ -8,6 +8,7 @@ rank that is lost is an error here and an event in the recording; nobody waits l
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
@@ -128,6 +129,15 @@ class Ranks:
         letters = np.zeros(length, dtype=np.uint8)
         letters[: len(text)] = np.frombuffer(text, dtype=np.uint8)
         return json.loads(self.reduce(letters).arrays()[0].tobytes())
+
+    def distinct(self, value: Any) -> list[Any]:
+        """Return the different values that ranks came with, the first rank's first; waits for them.
+
+        Raises:
+            LostError: a rank did not come.
+        """
+        sums = self.exchange(zlib.crc32(json.dumps(value, sort_keys=True).encode()))
+        return [self.tell(value, sums.index(each)) for each in dict.fromkeys(sums)]
 
 
 def _are_all_here(ranks: Sequence[int]) -> bool:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .anatomy import Anatomy
@@ -44,13 +43,7 @@ class JointDesk:
     """The desk of one rank of several."""
 
     def __init__(
-        self,
-        ranks: Ranks,
-        spread: Spread,
-        writer: Writer | SilentWriter,
-        sampler: Sampler,
-        event: Event,
-        say: Event,
+        self, ranks: Ranks, spread: Spread, writer: Writer | SilentWriter, sampler: Sampler, event: Event, say: Event
     ) -> None:
         """Join over ``ranks``; ``say(kind, sentence)`` logs and records once."""
         self.until: int | None = -1
@@ -115,19 +108,14 @@ class JointDesk:
             self._deliver()
             return
         problems: list[Exception] = []
-        for action in (self._hear, self._deliver):  # what is delivered may decide what the word tells
+        # What is delivered may decide what the word tells.
+        for action in (self._hear, self._deliver, lambda: self._speak(held), self._deliver):
             try:
                 action()
             except LostError as error:
                 self._lose(error)
             except Exception as error:  # noqa: BLE001 - the others wait for this rank's word
                 problems.append(error)
-        if self._is_on:
-            try:
-                self._asked = self._ranks.gather(self._word(held))
-            except LostError as error:
-                self._lose(error)
-        self._deliver()
         if problems:
             raise problems[0]
 
@@ -141,9 +129,10 @@ class JointDesk:
         patience = FAILED_SECONDS if has_failed else CLOSING_SECONDS if self._writes else LEAVING_SECONDS
         left, self._current = self._current, None
         try:
-            if self._is_on and self._held:
+            if self._is_on:
                 self._hear(patience)
-                last = HeldStep({"step": self._held[-1].row["step"] + 1}, ScalarCopies({}))
+                step = self._held[-1].row["step"] + 1 if self._held else self._writer.first_step
+                last = HeldStep({"step": step}, ScalarCopies({}))
                 self._asked = self._ranks.gather(self._word(last, closes=True))
                 words = self._asked.arrays(patience)[0]
                 if len(set(words[:, STEP])) == 1:
@@ -160,6 +149,18 @@ class JointDesk:
                 self._own.flush()
                 self._write_own(left)
             self._own.flush()
+
+    def _speak(self, held: HeldStep) -> None:
+        """Start this rank's word; one that cannot be said says that the probe closes."""
+        if not self._is_on:
+            return
+        try:
+            word = self._word(held)
+        except Exception:
+            self._lose(LostError("this rank cannot say what it measured"))
+            self._ranks.gather([held.row["step"], 0, 0, -1, 1, *Words.nothing()])
+            raise
+        self._asked = self._ranks.gather(word)
 
     def _word(self, held: HeldStep, *, closes: bool = False) -> list[float]:
         """Return what this rank says at the end of a step: of this step what is known now, of the one before its numbers."""
@@ -185,7 +186,7 @@ class JointDesk:
         if words[:, CLOSES].any():
             closed = np.flatnonzero(words[:, CLOSES]).tolist()
             raise LostError(f"rank {self._spread.ranks[closed[0]]} has closed its probe")
-        self.until = int(max(self.until or -1, words[0, UNTIL]))
+        self.until = int(max(-1 if self.until is None else self.until, words[0, UNTIL]))
         is_sampled = words[:, IS_SAMPLED] > 0
         held = next((each for each in self._held if each.row["step"] == words[0, STEP]), None)
         if held is None or not is_sampled.any():
@@ -205,7 +206,7 @@ class JointDesk:
         """Agree on a layout with all ranks; waits for them."""
         assert held.arriving is not None
         mine = self._joined().lengths(held.arriving, held.counted)
-        if not self._joined().agree(self._ranks.exchange({name: list(lengths) for name, lengths in mine.items()})):
+        if not self._joined().agree(self._ranks.distinct({name: list(lengths) for name, lengths in mine.items()})):
             raise LostError("they hold other blocks, or other parameters")
 
     def _join(self, held: HeldStep) -> None:
@@ -246,9 +247,8 @@ class JointDesk:
                 self._write_own(held)
 
     def _is_complete(self, held: HeldStep) -> bool:
-        if len(self._held) > MOST_HELD:
-            return True
-        return held.words is not None and (held.joined is None or held.joined.is_here)
+        is_here = held.words is not None and (held.joined is None or held.joined.is_here)
+        return is_here or len(self._held) > MOST_HELD
 
     def _write(self, held: HeldStep) -> None:
         if held.words is None or (held.joined is None and held.arriving is not None):
@@ -264,15 +264,13 @@ class JointDesk:
             self._own.hold_sample(sample)
             if self._joined().dropped:
                 self._say("not_joined", self._joined().not_joined())
-        row, values, groups = self._words.row(held, sample, self._meeting.n_slots)
+        row, scalars, groups = self._words.row(held, sample, self._meeting.n_slots)
         self._writer.add_step(row, ScalarCopies({}), groups)
         if sample is not None:
             self._writer.columns("ranks", self._words.table(held, self._spread.ranks))
         now = self._held[-1].row["step"] if self._held else row["step"]
         # What rank 0 decides now the others read with its next word.
-        told = self._sampler.look(row["step"], _copied(values), now=now + 1)
-        if told:
-            self._event("triggered", told)
+        self._look(row["step"], scalars, now + 1)
 
     def _write_own(self, held: HeldStep) -> None:
         """Write what this rank alone has measured."""
@@ -284,6 +282,13 @@ class JointDesk:
         if "seconds" in held.row:
             own = self._words.own_row(held.row, held.scalars)
             self._writer.add_step(own | {"n_ranks": 1}, ScalarCopies({}), held.groups)
+            if not self._is_on:
+                self._look(held.row["step"], held.scalars)
+
+    def _look(self, step: int, scalars: ScalarCopies, now: int | None = None) -> None:
+        told = self._sampler.look(step, scalars, now=now)
+        if told:
+            self._event("triggered", told)
 
     def _lose(self, error: Exception) -> None:
         """Go on alone."""
@@ -293,7 +298,3 @@ class JointDesk:
         self.is_idle = not self._writes
         step = self._held[0].row["step"] if self._held else self._writer.first_step
         self._say("ranks_lost", lost(self._spread, error, step))
-
-
-def _copied(values: Mapping[str, float | None]) -> ScalarCopies:
-    return ScalarCopies({name: None if value is None else torch.tensor(value) for name, value in values.items()})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from .anatomy import Anatomy
 from .biases import biased
@@ -126,7 +127,7 @@ class Words:
 
     def row(
         self, held: HeldStep, sample: Sample | None, n_slots: int
-    ) -> tuple[dict[str, Any], dict[str, float | None], list[dict[str, Any]]]:
+    ) -> tuple[dict[str, Any], ScalarCopies, list[dict[str, Any]]]:
         """Return a step's row of table steps, its scalars, and its rows of table groups, of all ranks together."""
         assert held.words is not None
         said = dict(zip(SAID, held.words.T, strict=True))
@@ -151,7 +152,8 @@ class Words:
             values["clip_coefficient"] = _coefficient(float(said["clip_limit"][0]), math.sqrt(clipped))
         tokens = said["n_tokens"].sum() / n_slots
         row = held.row | values | {"n_ranks": len(held.words), "n_tokens": None if math.isnan(tokens) else int(tokens)}
-        return row, values, [dict(group) for group in held.groups]
+        scalars = ScalarCopies({name: None if value is None else torch.tensor(value) for name, value in values.items()})
+        return row, scalars, [dict(group) for group in held.groups]
 
     @staticmethod
     def table(held: HeldStep, ranks: Sequence[int]) -> dict[str, Any]:
