@@ -73,11 +73,17 @@ class OwnDesk:
     is_idle = False
 
     def __init__(
-        self, writer: Writer | SilentWriter, sampler: Sampler, event: Event, *, spread: Spread | None = None
+        self,
+        writer: Writer | SilentWriter,
+        sampler: Sampler,
+        event: Event,
+        *,
+        spread: Spread | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Write with ``writer``; tell ``sampler`` of scalars. Of what is ``spread`` only the own part is known."""
         self._writer, self._sampler, self._event = writer, sampler, event
-        self._spread = spread
+        self._spread, self._notes = spread, [*notes, *(() if spread is None else spread.notes)]
         self._words = None if spread is None else Words(len(spread.ranks))
         self._pending: Pending | None = None
         self._taps: Taps | None = None
@@ -92,7 +98,7 @@ class OwnDesk:
         self._pending = Pending(anatomy, taps.layout, parameters)
         if self._words is not None:
             self._words.know(anatomy, taps.layout, parameters)
-        self._writer.know(anatomy, [*taps.layout.not_measured, *anatomy.problems])
+        self._writer.know(anatomy, [*taps.layout.not_measured, *anatomy.problems, *self._notes])
 
     def hold(
         self, step: int, readings: list[Reading], numbers: ParameterNumbers | None, scale: Tensor | None

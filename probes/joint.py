@@ -48,7 +48,7 @@ class JointDesk:
         """Join over ``ranks``; ``say(kind, sentence)`` logs and records once."""
         self.until: int | None = -1
         self.is_idle = False
-        self._own = OwnDesk(writer, sampler, event)
+        self._own = OwnDesk(writer, sampler, event, notes=spread.notes)
         self._ranks, self._spread = ranks, spread
         self._writer, self._sampler, self._event, self._say = writer, sampler, event, say
         self._is_on, self._writes = True, ranks.index == 0
@@ -79,8 +79,6 @@ class JointDesk:
         self._taps = taps
         self._words.know(anatomy, taps.layout, parameters)
         self._own.know(anatomy, taps, parameters)
-        hidden = [*taps.layout.not_measured, *anatomy.problems, *self._spread.notes]
-        self._writer.know(anatomy, hidden)
 
     def hold(
         self, step: int, readings: list[Reading], numbers: ParameterNumbers | None, scale: Tensor | None

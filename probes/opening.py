@@ -37,8 +37,8 @@ def opened(
 
     spread = spread_of(model)
     if spread is None:
-        own = write()
-        return own, lambda event, say: OwnDesk(own, sampler, event)  # noqa: ARG005
+        own, notes = write(), _of_one_rank()
+        return own, lambda event, say: OwnDesk(own, sampler, event, notes=notes)  # noqa: ARG005
     from .distributed import LostError, Ranks
     from .joint import JointDesk
 
@@ -56,6 +56,16 @@ def opened(
 
         return alone, desk
     return writer, lambda event, say: JointDesk(ranks, spread, writer, sampler, event, say)
+
+
+def _of_one_rank() -> list[str]:
+    """Return in a sentence, where there are other ranks, that theirs is not known to be the same model."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return []
+    return [
+        f"Other ranks are not measured: this is what rank {dist.get_rank()} of {dist.get_world_size()} saw of its own data. "
+        "The model is in no wrapper of torch that spreads it, and has no DTensor; what a library spreads by itself is not joined."
+    ]
 
 
 def _joint_writer(ranks: Ranks, write: Callable[[], Writer]) -> Writer | SilentWriter:

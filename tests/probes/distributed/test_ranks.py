@@ -262,6 +262,7 @@ def test_a_model_that_is_not_spread_asks_no_other_rank(behaviour: Path) -> None:
 
     assert steps["n_ranks"].tolist() == [1, 1]
     assert events == []
+    assert "rank 0 of 2" in Recording.load(behaviour / "own").manifest["not_measured"][-1]
 
 
 def test_a_recording_is_read_and_refused_where_it_is_written_and_every_rank_says_so(behaviour: Path) -> None:
