@@ -35,7 +35,7 @@ from .writer import Writer
 
 # A rank that closes waits so long for the others: the one that writes, one whose training failed, and any other, whose
 # collectives go on without it.
-CLOSING_SECONDS, FAILED_SECONDS, LEAVING_SECONDS = 30.0, 1.0, 5.0
+CLOSING_SECONDS, FAILED_SECONDS, LEAVING_SECONDS = 30.0, 1.0, 15.0
 MOST_HELD = 64  # steps on their way; then the oldest is waited for
 
 

@@ -268,7 +268,7 @@ def compared(folder: Path) -> None:
 
 
 def cut_off(folder: Path, how: str) -> None:
-    """Train; after three steps the last rank raises, dies, or closes its probe and leaves.
+    """Train; after five steps the last rank raises, dies, or closes its probe and leaves.
 
     Where it raises gradients are joined, so that the others' training ends too; else each rank trains by itself.
     """
@@ -284,7 +284,7 @@ def cut_off(folder: Path, how: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
             probe.step(loss)
-            if step == 2 and is_last:
+            if step == 4 and is_last:
                 if how == "raises":
                     raise ValueError("as a rank may")
                 if how == "dies":
@@ -343,7 +343,7 @@ def behaves(folder: Path) -> None:
 
     # Something happens on one rank: both sample the steps after it.
     model, optimizer, probe = small(folder / "triggered", every=100, triggered=2)
-    for step in range(8):
+    for step in range(11):
         loss = loss_on(model, batch(step, 0, rank))
         loss.backward()
         optimizer.step()

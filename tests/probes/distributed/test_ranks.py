@@ -284,8 +284,10 @@ def test_what_happens_on_one_rank_is_sampled_on_all(behaviour: Path) -> None:
     steps, events = of(behaviour, "triggered")
 
     assert sorted(events) == ["nonfinite_loss", "triggered"]  # of a loss that is NaN on rank 1 alone
-    assert np.flatnonzero(steps["is_sampled"]).tolist() == [0, 6, 7]
-    assert steps["n_ranks"].tolist() == [2] * 8
+    first, second, third = np.flatnonzero(steps["is_sampled"]).tolist()
+    assert first == 0
+    assert third == second + 1 >= 7  # said at step 4 or later, when it has arrived; known to all two steps on
+    assert steps["n_ranks"].tolist() == [2] * 11
 
 
 def test_ranks_with_different_schedules_say_so_and_go_on(behaviour: Path) -> None:
@@ -347,8 +349,8 @@ def test_a_rank_that_raises_ends_training_and_the_recording_opens(tmp_path: Path
     assert time.monotonic() - start < 40
     recording = Recording.load(tmp_path / "raises")
     assert recording.manifest["status"] == "closed"
-    assert recording.table("steps")["step"].tolist() == [0, 1, 2]
-    assert recording.table("steps")["n_ranks"].tolist()[:2] == [2, 2]
+    assert recording.table("steps")["step"].tolist() == [0, 1, 2, 3, 4]
+    assert recording.table("steps")["n_ranks"].iloc[0] == 2
     assert "interrupted" in recording.table("events")["kind"].tolist()
 
 
