@@ -9,7 +9,7 @@ import pandas as pd
 from .finding import Evidence, Finding
 from .frames import largest
 from .tables import Tables
-from .thresholds import BIAS_SHARE_HIGH, BIAS_SHARE_NOTED, BIAS_SIBLINGS, BIAS_SIBLINGS_FIRST, LEAST_SIBLINGS
+from .thresholds import BIAS_SHARE_HIGH, BIAS_SHARE_NOTED, BIAS_SIBLINGS, LEAST_SIBLINGS
 
 
 def bias_share(tables: Tables) -> list[Finding]:
@@ -24,8 +24,8 @@ def bias_share(tables: Tables) -> list[Finding]:
     siblings = _siblings(last, row)
     others = float(siblings.median()) if len(siblings) >= LEAST_SIBLINGS else None
     # The first block, which reads bare embeddings, writes little at first, and its bias soon makes much of that.
-    apart = BIAS_SIBLINGS_FIRST if int(row["block"]) == 0 else BIAS_SIBLINGS
-    is_ill = others is not None and value > BIAS_SHARE_HIGH and value > apart * others
+    is_first = int(row["block"]) == 0
+    is_ill = others is not None and not is_first and value > BIAS_SHARE_HIGH and value > BIAS_SIBLINGS * others
     return [
         Finding(
             code="bias-share",

@@ -127,8 +127,8 @@ def rank_collapse(tables: Tables) -> list[Finding]:
         for row in records(jumps):
             others = jumps.loc[jumps["depth"] != row["depth"], "jump"]
             usual = float(others.max()) if len(others) > LEAST_SIBLINGS else float("inf")
-            # In the first block attention meets bare embeddings: what it adds there says nothing of the others.
-            if row["jump"] > COSINE_JUMP and row["jump"] > 2 * usual and row["block"] > 0:
+            # The first blocks meet embeddings, bare or nearly: what they add there says nothing of the others.
+            if row["jump"] > COSINE_JUMP and row["jump"] > 2 * usual and row["block"] > 1:
                 found.append(
                     _finding(
                         row,

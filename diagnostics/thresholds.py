@@ -37,7 +37,6 @@ UPDATE_SIBLINGS = 20.0  # times the median of the same parameter's siblings in o
 BIAS_SHARE_NOTED = 0.1
 BIAS_SHARE_HIGH = 0.5
 BIAS_SIBLINGS = 4.0  # times the median of its siblings
-BIAS_SIBLINGS_FIRST = 20.0
 LEAST_SIBLINGS = 3  # below this a median is one model's accident
 
 # Variance of attention logits up to which the closed forms follow softmax. Measured, 12 blocks of 256, ReLU and GELU, two

@@ -186,6 +186,9 @@ def logit_scale(tables: Tables) -> list[Finding]:
         for stack in tables.anatomy.stacks:
             for kind in dict.fromkeys(branch.kind for branch in stack.branches):
                 mine = [branch for branch in stack.branches if branch.kind == kind]
+                normed = [branch.attention is not None and branch.attention.qk_norm.endswith("norm") for branch in mine]
+                if check == "logit_size" and not all(normed):
+                    continue  # without norms of queries and keys their size is no constant
                 sizes = [values.get((branch.stack, branch.depth)) for branch in mine]
                 told = _apart(mine, sizes, "attention-scale", lambda b: f"the attention logit of block {b.block}")
                 found |= {(stack.index, finding.block or 0): finding for finding in told}

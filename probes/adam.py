@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from .kernels import by_c, by_torch
+from .wrappers import here, is_summand
 
 AGREES = 0.02  # of the update's size
 VISIBLE = 1e-8  # energy of an update over that of the weights, above which float32 rounding leaves two digits of it
@@ -63,12 +64,13 @@ class AdamReader:
             table = array("q")
             for row, parameter, state, addresses in self._stepped(index, group, rows, is_here=sums.is_cpu):
                 gradient = parameter.grad
-                if gradient is None or not state:
+                if gradient is None or not state or is_summand(gradient):
                     continue
+                gradient = here(gradient)
                 done.add(row)
                 now = _addresses(parameter, state) if addresses else ()
                 if now and now == addresses and gradient.dtype is torch.float32 and gradient.is_contiguous():
-                    table.extend((gradient.data_ptr(), *now, parameter.numel(), start + width * row))
+                    table.extend((gradient.data_ptr(), *now, here(parameter).numel(), start + width * row))
                 elif gradient.layout is torch.strided:
                     sums[row, :SUMS] = _reduced(parameter, gradient, state, group).to(sums.device)
                 else:
@@ -115,16 +117,14 @@ class AdamReader:
 
 
 def _is_plain(parameter: Tensor, state: dict[str, Any]) -> bool:
-    return by_c.is_float32(parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])
+    return by_c.is_float32(
+        *(here(tensor) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"]))
+    )
 
 
 def _addresses(parameter: Tensor, state: dict[str, Any]) -> tuple[int, ...]:
-    return (
-        parameter.data_ptr(),
-        state["exp_avg"].data_ptr(),
-        state["exp_avg_sq"].data_ptr(),
-        state["step"].data_ptr(),
-    )
+    tensors = (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])
+    return tuple(here(tensor).data_ptr() for tensor in tensors)
 
 
 def _agree(told: float, moved: float) -> bool:
@@ -139,9 +139,10 @@ def _reduced(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: 
     """Return the seven sums by torch's operations; the count stays on its device, so that the host does not wait."""
     device, wide = parameter.device, by_torch.wide_dtype(parameter.device)
     (beta_1, beta_2), eps = group["betas"], float(group["eps"])
-    count, rate = (torch.as_tensor(value, dtype=wide, device=device) for value in (state["step"], group["lr"]))
-    root = state["exp_avg_sq"].to(wide).sqrt() / (1 - beta_2**count).sqrt()
-    step = rate / (1 - beta_1**count) * state["exp_avg"].to(wide) / (root + eps)
+    parameter, first, second = here(parameter), here(state["exp_avg"]), here(state["exp_avg_sq"])
+    count, rate = (torch.as_tensor(value, dtype=wide, device=device) for value in (here(state["step"]), group["lr"]))
+    root = second.to(wide).sqrt() / (1 - beta_2**count).sqrt()
+    step = rate / (1 - beta_1**count) * first.to(wide) / (root + eps)
     weight, seen = parameter.detach().to(wide), gradient.detach().to(wide)
     decay = rate * _decay(group)
     update = step + decay * (weight + step) / (1 - decay)

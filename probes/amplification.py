@@ -12,6 +12,7 @@ from torch.func import functional_call
 from .anatomy import Anatomy, Point
 from .batches import Batch, arguments
 from .hooked import Hooked
+from .wrappers import parameters_of
 
 EPSILON = 0.02  # of each weight's own standard deviation: large beside rounding, small beside curvature
 N_DRAWS = 2
@@ -34,7 +35,7 @@ def amplification(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int
     points = {stack.index: stack.branches[-1].state for stack in anatomy.stacks}
     wanted = {point for point in points.values() if point is not None}
     inside = {name for branch in anatomy.branches for name in branch.parameters}
-    weights = {name: p.detach() for name, p in model.named_parameters() if name in inside and p.dim() >= 2}
+    weights = {name: p.detach() for name, p in parameters_of(model) if name in inside and p.dim() >= 2}
     still = _last_states(model, batch, wanted, {})
     generator = torch.Generator().manual_seed(seed)
     moved: dict[Point, float] = dict.fromkeys(still, 0.0)

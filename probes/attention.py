@@ -6,7 +6,7 @@ result enters a batched product. Router and vocabulary softmaxes do not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from .attention_statistics import (
     statistics,
     together,
 )
+from .counted import Counted
 from .device_rows import DeviceRows
 from .kernels import by_c
 from .plain import is_plain
@@ -230,34 +231,42 @@ class AttentionCalls:
             self._rows.add(bound(query, key, scale))
         self._calls.append(_Call(self.micro_step, moment, first_head, query.shape[-2], is_bound=True))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the attention table since the last call: this is the one copy to the host."""
+    def counted(self) -> list[Counted]:
+        """Return what was measured since the last call: this is the one copy to the host."""
         found, calls, self._calls = self._rows.take(), self._calls, []
-        rows: list[dict[str, Any]] = []
+        counted: list[Counted] = []
         for micro_step in dict.fromkeys(call.micro_step for call in calls):
             mine = [pair for pair in zip(calls, found, strict=True) if pair[0].micro_step == micro_step]
             mine = [pair for pair in mine if pair[0].is_attention]
             placed = places(self._anatomy, [call.moment for call, _ in mine], ATTENTION_KINDS, self._paths)
             for (call, sums), (branch, nth) in zip(mine, placed, strict=True):
-                place = {
-                    "micro_step": micro_step,
-                    **place_of(branch),
-                    "call": nth,
-                }
-                for head, row in enumerate(sums):
-                    is_exact = row[N_CHOOSING] == row[N_CHOOSING]
-                    counts = {
-                        "head": call.first_head + head,
-                        "n_queries": int(row[N_CHOOSING]) if is_exact else None,
-                        "query_share": n_chosen(call.n_queries) / call.n_queries
-                        if is_exact and call.n_queries
-                        else None,
-                    }
-                    rows.append(place | counts | statistics(row, is_bound=call.is_bound))
-        return rows
+                place = {"micro_step": micro_step, **place_of(branch), "call": nth, "is_bound": call.is_bound}
+                asked = (n_chosen(call.n_queries), call.n_queries)
+                counted += [
+                    Counted("attention", place | {"head": call.first_head + head}, (*row, *asked), (largest,))
+                    for head, (largest, *row) in enumerate(sums)
+                ]
+        return counted
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the attention table since the last call."""
+        return [row_of(each) for each in self.counted()]
 
 
-def unseen(anatomy: Anatomy, rows: list[dict[str, Any]]) -> str | None:
+def row_of(counted: Counted) -> dict[str, Any]:
+    """Return one row of the attention table."""
+    *sums, n_looked_at, n_queries = counted.sums
+    row = [*counted.peaks, *sums]
+    is_exact = row[N_CHOOSING] == row[N_CHOOSING]
+    counts = {
+        "n_queries": int(row[N_CHOOSING]) if is_exact else None,
+        "query_share": n_looked_at / n_queries if is_exact and n_queries else None,
+    }
+    place = {name: value for name, value in counted.place.items() if name != "is_bound"}
+    return place | counts | statistics(row, is_bound=counted.place["is_bound"])
+
+
+def unseen(anatomy: Anatomy, rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Return in a sentence which attention branches have no rows after a forward; None where all have."""
     seen = {(row["stack"], row["depth"]) for row in rows}
     wanted = [branch for branch in anatomy.branches if branch.kind in ("attention", "cross_attention")]

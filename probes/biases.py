@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .anatomy import Anatomy, Branch
 from .kernels import by_c, by_torch
+from .wrappers import here, modules_of, parameters_of
 
 
 def biased(anatomy: Anatomy, names: set[str]) -> list[Branch]:
@@ -19,10 +20,11 @@ class BiasTaps:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         """Look the biases up."""
-        names = {name for name, p in model.named_parameters() if p.is_floating_point()}
+        names = {name for name, p in parameters_of(model) if p.is_floating_point()}
         paths = [str(branch.output_bias).rpartition(".") for branch in biased(anatomy, names)]
+        modules = modules_of(model)
         # By name: a parameter may be replaced.
-        self._biases = [(model.get_submodule(path)._parameters, name) for path, _, name in paths]
+        self._biases = [(modules[path]._parameters, name) for path, _, name in paths]
 
     def room(self, device: torch.device) -> Tensor:
         """Return room for one reading: a sum of squares each, NaN for now."""
@@ -32,7 +34,8 @@ class BiasTaps:
     def read(self, to: Tensor) -> None:
         """Write the sums of squares."""
         for index, (parameters, name) in enumerate(self._biases):
-            bias = parameters.get(name)
+            whole = parameters.get(name)
+            bias = None if whole is None else here(whole)
             if bias is None:
                 to[index] = torch.nan
             elif to.is_cpu and by_c.is_float32(bias):

@@ -13,7 +13,6 @@ from torch.nn import functional
 from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy
 from .batches import Batch, arguments, call, describe, tensors
-from .compiled import bare
 from .conservation import conservation
 from .discovery import discover
 from .dropped import dropped
@@ -32,6 +31,7 @@ from .skip_path import skip_path
 from .taps import Taps
 from .untouched import untouched
 from .visibility import visibility
+from .wrappers import bare
 from .write_scale import write_scale
 
 LossFunction = Callable[[Any, Batch], Tensor]
@@ -84,7 +84,8 @@ def examine(
         pending.write(log.append)
         hidden = [*taps.layout.not_measured, *anatomy.problems, *parameters.not_measured]
         if taps.relations is not None:
-            told = taps.relations.take(0)
+            counted, told = taps.relations.take()
+            taps.relations.hold(0, counted)
             hidden += [told] if told else []
             taps.relations.write(log.append)
         norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad
+
+from .wrappers import here, is_summand, n_summands
 
 INNER = "_clip_grads_with_norm_"
 PUBLIC = "clip_grads_with_norm_"
@@ -37,12 +40,24 @@ class ClipWatch:
         self._clipped: set[int] = set()
         self._energy: Tensor | None = None
         self._coefficient: Tensor | None = None
+        self._parts: list[tuple[Tensor, float]] = []
         self.is_on = _watch(self._see)
         weakref.finalize(self, _put_back)
 
     def follow(self, model: nn.Module) -> None:
         """Watch the parameters that the model has now."""
         self._members = {id(parameter) for parameter in model.parameters()}
+
+    def take_part(self) -> tuple[Tensor, float] | None:
+        """Return what this process adds, times how many add, to the squared norm of clipped gradients, and the limit.
+
+        The limit is NaN where several calls clipped; None where none did.
+        """
+        energies, self._parts = self._parts, []
+        if not energies:
+            return None
+        limit = energies[0][1] if len(energies) == 1 else math.nan
+        return torch.stack([energy for energy, _ in energies]).sum(), limit
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the norm before clipping and the smallest coefficient, on the device; None where nothing was clipped."""
@@ -60,9 +75,16 @@ class ClipWatch:
 
     def _take_in(self, parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
         mine = {id(parameter) for parameter in parameters} & self._members
-        if not mine or type(total_norm) is not Tensor:
+        if not mine:
             return
-        norm = total_norm.detach().to(torch.float32)
+        if is_summand(total_norm):
+            # Norms of parts, before their ranks have put them together.
+            energy = here(total_norm).detach().to(torch.float32).square()
+            self._parts.append((n_summands(total_norm) * energy, max_norm))
+        total = here(total_norm)
+        if is_summand(total_norm) or type(total) is not Tensor:
+            return
+        norm = total.detach().to(torch.float32)
         coefficient = torch.clamp(max_norm / (norm + SMALL), max=1.0)
         if not mine & self._clipped:  # a second clipping of the same gradients has no norm before clipping
             self._energy = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Numbers:
         sums: shape (2 x points, 10): forward, then backward.
         pairs: shape (branches, 2): energy of the gradient through the branch, and its product with that along the skip.
         energies: shape (branches, 2): of what each add rounded away, and of its write.
+        channels: row of sums -> sum over tokens of each channel; only where ranks join theirs.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Numbers:
     sums: np.ndarray
     pairs: np.ndarray
     energies: np.ndarray
+    channels: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 class ActivationColumns:

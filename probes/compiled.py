@@ -22,7 +22,7 @@ EAGER = (
 )
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside the wrapper that ``torch.compile`` puts around it, or the model itself."""
     wrapper: Any = _wrapper()
     return model._orig_mod if wrapper is not None and isinstance(model, wrapper) else model
@@ -39,7 +39,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 def compilation(model: nn.Module) -> Compilation:
     """Return how much of the model is compiled: of parts that share their code each would be compiled on its own."""
-    if model._compiled_call_impl is not None or bare(model) is not model:
+    if model._compiled_call_impl is not None or unwrapped(model) is not model:
         return "whole"
     return "parts" if is_compiled(model) else "none"
 

@@ -23,6 +23,7 @@ from .hooked import Hooked
 from .interventions import changed, seen_after
 
 STEP = 1e-2  # of the state's norm: central differences err by its square, float32 rounding by 1e-7 over it
+LARGE = 10.0  # times the step, to see a branch that does little move; dead units must stay dead
 TOLERANCE = 0.02
 ROUNDING = 3e-6  # of float32 in a sum, as the gradient above it sees it; ten times what one rounding gives
 SEEN = 20.0  # times the rounding: what a branch does must stand out of it to be judged
@@ -149,7 +150,7 @@ def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generato
     step = _step(_unit(add.through) + _unit(noise), add.value)
     if _is_cut(add):
         # Nothing arrives of what the branch does: who else reads the state could only add to it.
-        return 0.0 if _moves(model, batch, add, step / STEP) else None
+        return 0.0 if _moves(model, batch, add, step * LARGE) else None
     through, skip = _dot(add.through, step), add.branch.scale * _dot(add.above, step)
     demanded = _demanded(model, batch, add, step, skip)
     if demanded is None:
@@ -180,7 +181,7 @@ def _step(direction: Tensor, value: Tensor) -> Tensor:
 
 
 def _moves(model: nn.Module, batch: Batch, add: _Add, step: Tensor) -> bool:
-    """Return whether a large step before the branch moves what the branch writes."""
+    """Return whether a larger step before the branch moves what the branch writes."""
     ends = [seen_after(model, batch, add.before, _by(sign * step), add.added) for sign in (1.0, -1.0)]
     if ends[0] is None or ends[1] is None or ends[0].shape != add.total.shape:
         return False

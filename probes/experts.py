@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .anatomy import Anatomy
+from .counted import Counted
 from .device_rows import DeviceRows
 from .expert_weights import ExpertWeights
 from .plain import is_plain
 from .running import Moment, holder, holders, place_of, places
+from .wrappers import modules_of
 
 MOE_KINDS = ("moe", "mlp", "parallel", "mixer")
 _SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -56,7 +58,7 @@ class ExpertCalls:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         """Find the branches that hold experts."""
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
         paths = {holder(anatomy, branch) for branch in anatomy.branches if branch.kind in MOE_KINDS}
         self._weights = ExpertWeights({path: modules[path] for path in paths if path and path in modules})
         self._anatomy, self._paths = anatomy, holders(anatomy)
@@ -161,10 +163,10 @@ class ExpertCalls:
             given[which] = given.get(which, 0) + result.numel() // result.shape[-1]
         return None
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the experts table since the last call: this is the one copy to the host."""
+    def counted(self) -> list[Counted]:
+        """Return what was measured since the last call: this is the one copy to the host."""
         found, calls, self._calls = self._rows.take(), self._calls, []
-        rows: list[dict[str, Any]] = []
+        counted: list[Counted] = []
         for micro_step in dict.fromkeys(call.micro_step for call in calls):
             mine = [
                 (call, numbers)
@@ -178,11 +180,14 @@ class ExpertCalls:
                     **place_of(branch),
                     "call": nth,
                     "gate": call.kind,
-                    "n_tokens": call.n_tokens,
                     "n_chosen": call.n_chosen,
                 }
-                rows += [place | row for row in _expert_rows(call, numbers)]
-        return rows
+                counted += _counted(call, place, numbers)
+        return counted
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the experts table since the last call."""
+        return [row for each in self.counted() if (row := row_of(each)) is not None]
 
 
 def routing_rows(gate: Tensor, kind: str, indices: Tensor) -> Tensor:
@@ -210,35 +215,52 @@ def routing_rows(gate: Tensor, kind: str, indices: Tensor) -> Tensor:
     return torch.cat([torch.stack([load, values.sum(0, dtype=wide)], -1), router.unsqueeze(0)])
 
 
-def _expert_rows(call: _Routing, numbers: list[list[float]]) -> list[dict[str, Any]]:
+def _counted(call: _Routing, place: dict[str, Any], numbers: list[list[float]]) -> list[Counted]:
+    """Return sums of the router, expert -1: entropy, tokens, pairs given to experts, pairs chosen; and of each expert."""
     *experts, (entropy, n_tokens) = numbers
-    if not n_tokens:
-        return []
-    n_sent = call.n_chosen * n_tokens
-    mean = entropy / n_tokens
-    router = {
-        "expert": -1,
-        "router_entropy": _finite(mean),
-        "entropy_ratio": _finite(mean / math.log(len(experts))),
-        "dropped_share": _dropped_share(call, [load for load, _ in experts]),
-    }
-    each = [
-        {"expert": index, "load": load / n_sent, "probability": _finite(probability / n_tokens)}
-        for index, (load, probability) in enumerate(experts)
+    place = place | {"n_experts": len(experts)}
+    router = (entropy, n_tokens, *_given(call, [load for load, _ in experts]))
+    return [
+        Counted("experts", place | {"expert": -1}, router),
+        *(
+            Counted("experts", place | {"expert": index}, (load, probability, n_tokens))
+            for index, (load, probability) in enumerate(experts)
+        ),
     ]
-    return [router, *each]
 
 
-def _dropped_share(call: _Routing, loads: list[float]) -> float | None:
-    """Return the share of chosen (token, expert) pairs that no expert was given; None where that cannot be seen.
+def row_of(counted: Counted) -> dict[str, Any] | None:
+    """Return one row of the experts table, None where no token came."""
+    n_experts = counted.place["n_experts"]
+    place = {name: value for name, value in counted.place.items() if name != "n_experts"}
+    if counted.place["expert"] < 0:
+        entropy, n_tokens, given, chosen = counted.sums
+        if not n_tokens:
+            return None
+        mean = entropy / n_tokens
+        return place | {
+            "n_tokens": int(n_tokens),
+            "router_entropy": _finite(mean),
+            "entropy_ratio": _finite(mean / math.log(n_experts)),
+            "dropped_share": _finite(1.0 - given / chosen) if chosen else None,
+        }
+    load, probability, n_tokens = counted.sums
+    if not n_tokens:
+        return None
+    measured = {"load": load / (counted.place["n_chosen"] * n_tokens), "probability": _finite(probability / n_tokens)}
+    return place | {"n_tokens": int(n_tokens)} | measured
+
+
+def _given(call: _Routing, loads: list[float]) -> tuple[float, float]:
+    """Return how many (token, expert) pairs the experts were given and how many were chosen; NaN where that is not seen.
 
     It is seen where every expert is given its tokens alone, by a linear map of its own; not where experts run batched,
     or are padded to their capacity.
     """
     given = {index: max(rows.values()) for (n, index), rows in call.given.items() if n == len(loads)}
     if not given or any(count > loads[index] for index, count in given.items()):
-        return None
-    return 1.0 - sum(given.values()) / sum(loads)
+        return math.nan, math.nan
+    return sum(given.values()), sum(loads)
 
 
 def _finite(value: float) -> float | None:

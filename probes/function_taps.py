@@ -18,6 +18,7 @@ from torch.nn import functional
 from .anatomy import Anatomy
 from .attention import AttentionCalls
 from .batches import Arguments, tensors
+from .counted import Counted
 from .experts import ExpertCalls
 from .function_mode import WatchMode, opened, put_on, take_off
 from .hooked import is_recomputing
@@ -104,8 +105,13 @@ class FunctionTaps:
         finally:
             self.detach()
 
+    def counted(self) -> list[Counted]:
+        """Return what was measured since the last call: one copy to the host of each table."""
+        self._n_forwards = 0
+        return [*self.attention.counted(), *self.experts.counted()]
+
     def take(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the rows of the tables attention and experts since the last call: one copy to the host each."""
+        """Return the rows of the tables attention and experts since the last call."""
         self._n_forwards = 0
         return {"attention": self.attention.rows(), "experts": self.experts.rows()}
 

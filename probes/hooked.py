@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from .anatomy import Point
 from .batches import at
 from .errors import ProbeError
+from .wrappers import modules_of
 
 See = Callable[[Tensor], None]
 View = Callable[[Point], See]
@@ -75,7 +76,7 @@ class Hooked:
         by_module: dict[str, list[Point]] = {}
         for point in points:
             by_module.setdefault(point.module_path, []).append(point)
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
         strange = sorted(set(by_module) - set(modules))
         if strange:
             raise ProbeError(

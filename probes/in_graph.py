@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from .anatomy import Point
 from .batches import at
 from .hooked import Hook
+from .wrappers import modules_of
 
 
 class Look(Protocol):
@@ -60,7 +61,7 @@ class InGraph:
         self.switch = Switch()
         self._numbers: list[int] = []
         self._handles: list[RemovableHandle] = []
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
         sides: dict[tuple[str, str], list[tuple[tuple[Any, ...], int]]] = {}
         for point in points:
             number = next(_numbers)

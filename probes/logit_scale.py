@@ -21,6 +21,7 @@ from .anatomy import Anatomy, Branch
 from .batches import Batch, call
 from .belonging import branch_of
 from .hooked import Hook
+from .wrappers import modules_of
 
 TOLERANCE = 0.005
 _PRODUCTS = {
@@ -163,7 +164,7 @@ def _leaves(args: Sequence[Any]) -> Iterator[Tensor]:
 @contextmanager
 def _paths(model: nn.Module, watch: _Watch) -> Iterator[None]:
     handles = []
-    for path, module in model.named_modules():
+    for path, module in modules_of(model, remove_duplicate=True).items():
         before = Hook(lambda *_, path=path: watch.open.append(path))
         after = Hook(watch.leave)
         handles += [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Point
+from .counted import Counted
 from .device_rows import DeviceRows
 from .kernels import by_c
 from .plain import is_plain
@@ -48,7 +49,7 @@ class LogitTaps:
         outlets = [(stack.index, stack.outlet) for stack in anatomy.stacks if stack.outlet is not None]
         self._stacks = {outlet.logits: index for index, outlet in outlets if outlet.logits is not None}
         self._rows = DeviceRows(N_SUMS)
-        self._seen: list[dict[str, Any]] = []
+        self._seen: list[tuple[dict[str, Any], int, int]] = []
         self._micro_step, self._is_on = 0, False
 
     @property
@@ -63,9 +64,9 @@ class LogitTaps:
     def end(self, *, failed: bool = False) -> None:
         """The forward has ended; one that failed is forgotten when it is read."""
         self._is_on = False
-        for row in self._seen if failed else ():
-            if row["micro_step"] == self._micro_step:
-                row["micro_step"] = -1
+        for place, _, _ in self._seen if failed else ():
+            if place["micro_step"] == self._micro_step:
+                place["micro_step"] = -1
 
     def see(self, point: Point, tensor: Tensor) -> None:
         """Measure the logits at ``point``; nothing is copied to the host and no graph is kept."""
@@ -78,16 +79,31 @@ class LogitTaps:
             chosen = tensor.detach().reshape(n_tokens, -1)[:: -(-n_tokens // MOST_TOKENS)]
             self._rows.add(log_z_sums(chosen)[None])
         place = {"micro_step": self._micro_step, "stack": self._stacks[point]}
-        self._seen.append(place | {"n_tokens": len(chosen), "token_share": len(chosen) / n_tokens})
+        self._seen.append((place, len(chosen), n_tokens))
+
+    def counted(self) -> list[Counted]:
+        """Return what was measured since the last call: this is the one copy to the host."""
+        seen, self._seen = self._seen, []
+        counted = []
+        for (place, n, n_tokens), numbers in zip(seen, self._rows.take(), strict=True):
+            total, squares, largest = numbers[0]
+            if place["micro_step"] >= 0:
+                counted.append(Counted("logits", place, (total, squares, n, n_tokens), (largest,)))
+        return counted
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the logits table since the last call: this is the one copy to the host."""
-        seen, self._seen = self._seen, []
-        rows = []
-        for row, numbers in zip(seen, self._rows.take(), strict=True):
-            total, squares, largest = numbers[0]
-            mean, mean_square = total / row["n_tokens"], squares / row["n_tokens"]
-            measured = {"log_z": mean, "log_z_rms": mean_square**0.5, "logit_max": largest}
-            if row["micro_step"] >= 0:
-                rows.append(row | measured)
-        return rows
+        """Return the rows of the logits table since the last call."""
+        return [row_of(each) for each in self.counted()]
+
+
+def row_of(counted: Counted) -> dict[str, Any]:
+    """Return one row of the logits table."""
+    total, squares, n, n_tokens = counted.sums
+    return {
+        **counted.place,
+        "log_z": total / n,
+        "log_z_rms": (squares / n) ** 0.5,
+        "logit_max": counted.peaks[0],
+        "n_tokens": int(n),
+        "token_share": n / n_tokens,
+    }

@@ -22,6 +22,7 @@ from .anatomy import Anatomy
 from .belonging import branch_of
 from .hooked import Hook
 from .plain import is_plain
+from .wrappers import modules_of, parameters_of
 
 _UNWRITTEN = {
     "empty",
@@ -77,7 +78,7 @@ def first_nonfinite(model: nn.Module, run: Callable[[], Tensor | None]) -> Origi
         run: a forward, and a backward if it likes.
     """
     watch = _Watch()
-    given = [(name, tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers()) if _is_ill(tensor)]
+    given = [(name, tensor) for name, tensor in (*parameters_of(model), *model.named_buffers()) if _is_ill(tensor)]
     for name, tensor in given:
         origin = Origin("given", name, "", "", tuple(tensor.shape), _n_ill(tensor), *_sizes([tensor]))
         # A buffer may hold a mask.
@@ -204,7 +205,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _module_paths(model: nn.Module, watch: _Watch) -> Iterator[None]:
     handles = []
-    for path, module in model.named_modules():
+    for path, module in modules_of(model, remove_duplicate=True).items():
         before = Hook(lambda *_, path=path: watch.enter(path))
         after = Hook(lambda *_, path=path: watch.leave(path))
         handles += [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after)]

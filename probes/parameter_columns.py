@@ -11,7 +11,7 @@ import pyarrow as pa
 from .anatomy import Anatomy
 from .arrow_arrays import arrow, nullable
 from .biases import biased
-from .parameter_numbers import BELOW, GRADIENT, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT
+from .parameter_numbers import BEFORE, BELOW, GRADIENT, NOW, PEAK, RATIO, ROOT, TURN, UPDATE, WEIGHT
 from .parameters import ParameterTaps
 
 Columns = dict[str, Any]
@@ -48,14 +48,16 @@ class ParameterColumns:
 
         Args:
             steps: their numbers.
-            sums: shape (steps, parameters, 8).
+            sums: shape (steps, parameters, 10).
             states: of the gradients, as of ``ParameterNumbers``, shape (steps, parameters).
         """
         has = states == "some"
-        means = sums / np.maximum(1, self._n)[:, None]
+        means = sums / np.where(self._n > 0, self._n, np.nan)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             weight, update = np.sqrt(means[..., WEIGHT]), np.sqrt(means[..., UPDATE])
             ratio = np.where(weight > 0, update / weight, np.nan)
+            size = np.sqrt(sums[..., NOW] * sums[..., BEFORE])
+            turn = np.where(np.isnan(size), sums[..., TURN], np.where(size > 0, sums[..., TURN] / size, np.nan))
             values = {
                 "weight_rms": weight,
                 "gradient_rms": np.where(has, np.sqrt(means[..., GRADIENT]), np.nan),
@@ -65,7 +67,7 @@ class ParameterColumns:
                 "staleness": np.sqrt(means[..., RATIO]),
                 "second_moment_rms": np.sqrt(means[..., ROOT]),
                 "below_epsilon_share": means[..., BELOW],
-                "direction_cosine": sums[..., TURN],
+                "direction_cosine": turn,
             }
         state = np.where(has, np.where(sums[..., GRADIENT] == 0, "zero", "value"), states)
         columns: Columns = {name: pa.concat_arrays([values_] * len(steps)) for name, values_ in self._constant.items()}

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-N_PARTS = 8  # columns of a row of sums
-GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN = range(N_PARTS)
+N_PARTS = 10  # columns of a row of sums
+# The last three: cosine of a bias with itself at the sampled step before; or, where the row holds a part of the bias, their
+# product and the energies of both.
+GRADIENT, PEAK, WEIGHT, UPDATE, RATIO, ROOT, BELOW, TURN, NOW, BEFORE = range(N_PARTS)
+# States of a gradient in rising order: where ranks hold parts of a parameter, the highest is the whole's.
+STATES: tuple[str | None, ...] = (None, "frozen", "none", "some")
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class ParameterNumbers:
     """What one step gave.
 
     Attributes:
-        sums: shape (parameters, 8), on the device, NaN where not measured; used again by the next step.
+        sums: shape (parameters, 10), on the device, NaN where not measured; used again by the next step.
         has_gradient: who has one.
         rows: parameter -> its row.
         states: of each gradient: some, none, frozen where none is required, None where it is not known.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .optimizers import Optimizers
 from .parameter_numbers import GRADIENT, N_PARTS, TURN, UPDATE, WEIGHT, ParameterNumbers
 from .parameter_places import places, roles
 from .slots import Slots, outside
+from .wrappers import here, is_summand
 
 LONGEST_VECTOR = 65_536  # elements of a bias whose direction is followed
 
@@ -78,7 +80,7 @@ class ParameterTaps:
             if not is_scaled:
                 self._read_gradient(row, parameter)
             if parameter.grad is not None or (has_closure and parameter.requires_grad):
-                self._before[row] = parameter.detach().clone()
+                self._before[row] = here(parameter).detach().clone()
 
     def after_step(self, optimizer: Any) -> None:
         """Read weights, updates and, under Adam, gradients and second moments."""
@@ -99,11 +101,11 @@ class ParameterTaps:
             if parameter is None:
                 continue
             if row in done and reader is not None and before is not None:
-                reader.compare(sums[row, UPDATE], parameter, before)
+                reader.compare(sums[row, UPDATE], here(parameter), before)
             if before is None or is_scaled or not self._has_gradient[row]:
                 self._read_gradient(row, parameter)
             if before is not None:
-                sums[row, UPDATE] = _distance(parameter, before).to(sums.device)
+                sums[row, UPDATE] = _distance(here(parameter), before).to(sums.device)
             self._read_weight(row, parameter)
         skipped = getattr(optimizer, "found_inf", None)
         if isinstance(skipped, Tensor):
@@ -149,6 +151,15 @@ class ParameterTaps:
             (name, n, self._places.get(name, (-1, -1, "")), self._roles[name])
             for name, n in zip(self._slots.names, self._sizes, strict=True)
         ]
+
+    def held(self) -> list[tuple[str, Tensor]]:
+        """Return every parameter with its name, in the order of the numbers' rows; one that is gone is empty."""
+        pairs = zip(self._slots.names, self._parameters, strict=True)
+        return [(name, torch.empty(0) if p is None else p) for name, p in pairs]
+
+    def rows_of(self, parameters: Iterable[Tensor]) -> tuple[int, ...]:
+        """Return the rows of some parameters."""
+        return tuple(self._rows[p] for p in parameters if p in self._rows)
 
     def _open(self) -> None:
         device = next((p.device for p in self._parameters if p is not None), torch.device("cpu"))
@@ -200,15 +211,18 @@ class ParameterTaps:
     def _read_gradient(self, row: int, parameter: Tensor) -> None:
         gradient = parameter.grad
         self._has_gradient[row] = gradient is not None
-        if gradient is None:
+        if gradient is None or is_summand(gradient):
             return
+        gradient = here(gradient)
         if gradient.layout != torch.strided:
             # Of an embedding with sparse=True; what is not stored is zero.
             gradient = gradient.coalesce().values()
         self._read(row, GRADIENT, gradient, wants_peak=True)
 
     def _read_weight(self, row: int, parameter: Tensor) -> None:
-        self._read(row, WEIGHT, parameter, wants_peak=False)
+        if parameter.numel() == 0:
+            return  # a library keeps it elsewhere between steps; of one cut into parts this is the size of the whole
+        self._read(row, WEIGHT, here(parameter), wants_peak=False)
 
     def _read(self, row: int, column: int, tensor: Tensor, *, wants_peak: bool) -> None:
         """Write the sum of squares into ``column`` and, for a gradient, the largest magnitude beside it."""
@@ -227,11 +241,17 @@ class ParameterTaps:
         """Write the cosine of every bias with itself at the sampled step before."""
         table = array("q")
         for row in self._followed:
-            parameter, before = self._parameters[row], self._vectors.get(row)
-            if parameter is None:
+            whole, before = self._parameters[row], self._vectors.get(row)
+            if whole is None:
                 continue
-            if before is None or before.device != parameter.device:
+            parameter = here(whole)
+            if before is None or before.device != parameter.device or before.shape != parameter.shape:
                 self._vectors[row] = parameter.detach().to(torch.float32, copy=True)
+            elif parameter is not whole:
+                now = parameter.detach().to(torch.float32, copy=True)
+                wide = torch.stack([now, before]).to(sums.dtype)
+                sums[row, TURN:] = torch.stack([wide[0] @ wide[1], wide[0] @ wide[0], wide[1] @ wide[1]])
+                before.copy_(now)
             elif sums.is_cpu and by_c.is_float32(parameter):
                 out = sums.data_ptr() + 8 * (N_PARTS * row + TURN)
                 table.extend((parameter.data_ptr(), before.data_ptr(), parameter.numel(), out))

@@ -17,7 +17,8 @@ from . import complaints
 from .anatomy import Anatomy
 from .at_exit import at_exit
 from .batches import Arguments
-from .compiled import EAGER, IN_GRAPH, bare, compilation
+from .compiled import EAGER, IN_GRAPH, compilation
+from .desk import Desk
 from .discovery import discover
 from .door import Door
 from .errors import ProbeError
@@ -26,16 +27,18 @@ from .host_copies import ScalarCopies
 from .optimizers import Optimizers
 from .parameter_numbers import ParameterNumbers
 from .parameters import ParameterTaps
-from .pending import Pending
 from .reading import Reading
 from .recording import Recording
 from .relations import RelationTaps
 from .scalars import count_of, loss_of, name_of
 from .schedule import Sampler
+from .silent import SilentWriter
 from .step_gauge import StepGauge
 from .taps import Taps
+from .wrappers import bare, shell
 from .writer import Writer
 
+MakeDesk = Callable[[Callable[[str, str], None], Callable[[str, str], None]], Desk]
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
 
 
@@ -46,8 +49,9 @@ class Probe:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer] | None,
-        writer: Writer,
+        writer: Writer | SilentWriter,
         *,
+        desk: MakeDesk,
         sampler: Sampler,
         scaler: Any,
         anatomy: Anatomy | None,
@@ -57,15 +61,15 @@ class Probe:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = bare(model), optimizer
         self._optimizers = None if optimizer is None else Optimizers(optimizer)
-        self._compilation = compilation(model)
+        self._compilation = compilation(shell(model))
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
         self._gauge = StepGauge(self.model, self._optimizers, scaler, self._faults.guard)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
-        self._pending: Pending | None = None
         self._sees_attention = attention
         self._step = writer.first_step
+        self._desk = desk(self._event, self._faults.say)
         self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
         self._n_measured: int | None = None
         self._read: ParameterNumbers | None = None
@@ -73,9 +77,10 @@ class Probe:
         self._sampler = sampler
         sampler.choose(self._step)
         self._started = time.perf_counter()
-        if anatomy is not None:
+        self._given = anatomy
+        if anatomy is not None and self._desk.until is None:
             self._know(anatomy)
-        self._door = Door(model, self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
+        self._door = Door(shell(model), self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
         if self._optimizers is not None:
             self._optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
 
@@ -91,7 +96,7 @@ class Probe:
         """Close the recording, also when training raised."""
         if error is not None:
             self._event("interrupted", f"Training stopped with {type(error).__name__}: {str(error)[:300]}")
-        self.close()
+        self._close(has_failed=error is not None)
 
     @property
     def anatomy(self) -> Anatomy | None:
@@ -106,7 +111,7 @@ class Probe:
             RecordingError: the folder is gone or damaged.
         """
         if not self._is_closed:
-            self._faults.guard("recording", self._flush)
+            self._faults.guard("recording", self._desk.flush)
         return self._writer.recording
 
     def step(self, loss: Tensor | float | None = None, *, batch_id: object = None, n_tokens: int | None = None) -> None:
@@ -127,13 +132,18 @@ class Probe:
 
     def close(self) -> None:
         """Take the hooks off and close the recording; safe to call twice."""
+        self._close(has_failed=False)
+
+    def _close(self, *, has_failed: bool) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         self._take_back_exit()
         with contextlib.ExitStack() as rest:
             # Each on its own, from the last to the first: where one fails the others are done.
-            for part in (self._writer.close, self._flush, self._keep_unstepped, *self._ends()):
+            leave = partial(self._desk.close, has_failed=has_failed)
+            parts: list[Callable[[], None]] = [self._writer.close, leave, self._keep_unstepped, *self._ends()]
+            for part in parts:
                 rest.callback(self._faults.guard, "close", part)
 
     def _ends(self) -> list[Callable[[], None]]:
@@ -150,16 +160,24 @@ class Probe:
         self._gauge.forward_begins()
         if self._taps is None and self._n_tries < MOST_TRIES:
             self._n_tries += 1
-            # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
-            with warnings.catch_warnings(action="ignore"):
-                found = discover(self.model, Arguments(args, dict(kwargs)))
-            self._know(found)
+            self._discover(args, kwargs)
         if self._taps is None or not self._is_sampled():
             return
         self._taps.attach()
         if not self._taps.begin(args, kwargs) and self._n_steps == 0:
             self._faults.say("never_stepped", complaints.MANY_FORWARDS)
-            self._flush()
+            self._desk.flush()
+
+    def _discover(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Find the anatomy, and agree on it with other ranks, who find it at the same forward."""
+        found: list[Anatomy] = [] if self._given is None else [self._given]
+        # What a forward warns of comes again, from the loop's own; reentrant checkpointing warns without need.
+        with warnings.catch_warnings(action="ignore"):
+            if not found:
+                self._faults.guard("forward", lambda: found.append(discover(self.model, Arguments(args, dict(kwargs)))))
+            agreed = self._desk.agree(found[0] if found else None, args, kwargs)
+        if agreed is not None:
+            self._know(agreed)
 
     def _forward_ends(self, has_failed: bool) -> None:
         self._faults.guard("forward", lambda: self._end(has_failed=has_failed))
@@ -174,14 +192,12 @@ class Probe:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
         self._taps = Taps(self.model, anatomy, self._faults.fail, relations, self._compilation)
         self._parameters = ParameterTaps(self.model, anatomy, self._optimizers)
-        self._pending = Pending(anatomy, self._taps.layout, self._parameters)
-        hidden = [*self._taps.layout.not_measured, *anatomy.problems, *self._parameters.not_measured]
-        self._writer.know(anatomy, hidden)
+        self._desk.know(anatomy, self._taps, self._parameters)
         if self._compilation != "none":
             self._event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
 
     def _is_sampled(self) -> bool:
-        return self._sampler.is_on and not self._faults.are_too_many
+        return self._sampler.is_on and not (self._faults.are_too_many or self._desk.is_idle)
 
     def _before_step(self, optimizer: Any, has_closure: bool) -> None:
         parameters = self._parameters
@@ -233,10 +249,7 @@ class Probe:
         had_forward = self._n_forwards > self._n_before
         # Copied now: a loop may scale its loss in place afterwards.
         scalars = ScalarCopies({"loss": scalar, **self._gauge.scalars(self._read, had_forward=had_forward)})
-        self._writer.add_step(row, scalars, groups)
-        told = self._sampler.look(self._step, scalars)
-        if told:
-            self._event("triggered", told)
+        self._desk.close_step(row, scalars, groups, self._gauge.parts(self._parameters if self._read else None))
         for problem in (no_scalar, no_count):
             if problem:
                 raise ProbeError(problem)
@@ -252,11 +265,11 @@ class Probe:
         if self._optimizers is not None:
             self._optimizers.settle()
         self._step += 1
-        self._sampler.choose(self._step)
+        self._sampler.choose(self._step, self._desk.until)
         if self._taps is not None and self._taps.is_attached and not self._is_sampled():
             self._taps.detach()
-        if was_sampled and self._pending is not None and self._pending.is_full:
-            self._flush()
+        if was_sampled:
+            self._desk.flush(only_full=True)
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
@@ -270,24 +283,9 @@ class Probe:
         self._hold(readings, self._parameters.take() if self._parameters is not None else None)
 
     def _hold(self, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
-        assert self._taps is not None
-        assert self._pending is not None
-        self._pending.add(self._step, readings, parameters, self._gauge.scale)
-        self._taps.give_back(readings)
-        if self._taps.relations is not None:
-            told = self._taps.relations.take(self._step)
-            if told:
-                self._event("attention_not_seen", told)
-
-    def _flush(self) -> None:
-        """Write everything held."""
-        try:
-            if self._pending is not None:
-                self._pending.write(self._writer.columns)
-            if self._taps is not None and self._taps.relations is not None:
-                self._taps.relations.write(self._writer.columns)
-        finally:
-            self._writer.flush()
+        told = self._desk.hold(self._step, readings, parameters, self._gauge.scale)
+        if told:
+            self._event("attention_not_seen", told)
 
     def _close_left(self) -> None:
         self._event("left_open", complaints.LEFT_OPEN)

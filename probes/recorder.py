@@ -11,14 +11,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .anatomy import Anatomy
-from .compiled import bare
 from .errors import ProbeError
 from .hooked import Hooked
 from .manifest import manifest
+from .opening import opened
 from .optimizers import stepping
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
+from .wrappers import bare
 from .writer import Writer
 
 
@@ -40,6 +41,9 @@ def attach(
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
     Training is left alone: the same weights bit for bit, no synchronisation in hooks, no exception that stops the run.
+
+    A model that several ranks train (DistributedDataParallel, ``fully_shard``, tensor parallelism) is attached to on every one of
+    them, after it was wrapped. What they measure is joined, and the first rank writes it: ``recording`` is there alone.
 
     Args:
         model: the model that is called in the training loop; forwards in eval mode are not recorded.
@@ -73,11 +77,14 @@ def attach(
     head = manifest(
         bare(model), every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
     )
+    sampler = Sampler(Stride(every) if schedule is None else schedule, triggered)
+    writer, desk = opened(model, sampler, lambda: Writer(Path(folder), head, resume=resume, strict=strict))
     return Probe(
         model,
         optimizer or None,
-        Writer(Path(folder), head, resume=resume, strict=strict),
-        sampler=Sampler(Stride(every) if schedule is None else schedule, triggered),
+        writer,
+        desk=desk,
+        sampler=sampler,
         scaler=scaler,
         anatomy=anatomy,
         strict=strict,

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from . import attention, experts, logits, tokens
 from .anatomy import Anatomy, Point
 from .attention import unseen
+from .counted import Counted
 from .function_taps import FunctionTaps, Guard
 from .hooked import is_recomputing
 from .logits import LogitTaps
 from .schema import TABLES
 from .tokens import TokenTaps
+from .wrappers import here
 
+_ROWS: dict[str, Callable[[Counted], dict[str, Any] | None]] = {
+    "attention": attention.row_of,
+    "experts": experts.row_of,
+    "tokens": tokens.row_of,
+    "logits": logits.row_of,
+}
 MASK = "attention_mask"  # the field's own keyword: (batch, token), 0 where a token is padding
 
 
@@ -53,14 +62,21 @@ class RelationTaps:
         """Take the hooks off."""
         self._functions.detach()
 
-    def take(self, step: int) -> str | None:
-        """Copy what a step gave to the host, and hold it; return once, in a sentence, whose attention was not seen."""
-        found = self._functions.take() | {"tokens": self._tokens.rows(), "logits": self._logits.rows()}
-        for name, rows in found.items():
-            self._rows.setdefault(name, []).extend({**row, "step": step} for row in rows)
-        told = None if self._has_told or not self._n_forwards else unseen(self._anatomy, found["attention"])
+    def take(self) -> tuple[list[Counted], str | None]:
+        """Copy what a step gave to the host; return it and once, in a sentence, whose attention was not seen."""
+        found = [*self._functions.counted(), *self._tokens.counted(), *self._logits.counted()]
+        told = None
+        if self._n_forwards and not self._has_told:
+            told = unseen(self._anatomy, [each.place for each in found if each.table == "attention"])
         self._has_told, self._n_forwards = self._has_told or told is not None, 0
-        return told
+        return found, told
+
+    def hold(self, step: int, counted: Iterable[Counted]) -> None:
+        """Keep the rows of a step until they are written."""
+        for each in counted:
+            row = _ROWS[each.table](each)
+            if row is not None:
+                self._rows.setdefault(each.table, []).append({**row, "step": step})
 
     def write(self, append: Callable[[str, dict[str, Any]], None]) -> None:
         """Hand everything held to ``append(table, columns)`` and forget it."""
@@ -78,4 +94,4 @@ class RelationTaps:
 
     def _look(self, where: str, see: Callable[[Tensor], None], tensor: Tensor) -> None:
         if not is_recomputing():
-            self._guard(where, partial(see, tensor))
+            self._guard(where, partial(see, here(tensor)))

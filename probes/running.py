@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .anatomy import Anatomy, Branch
 from .hooked import Fail, Hook
+from .wrappers import modules_of
 
 ATTENTION_KINDS = ("attention", "cross_attention", "parallel")
 
@@ -48,7 +49,7 @@ class Running:
     def __init__(self, model: nn.Module, anatomy: Anatomy, fail: Fail | None = None) -> None:
         """Find the modules; nothing is hooked yet. ``fail`` is told of errors in hooks; without it they come out."""
         self._fail = fail
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
         paths = dict.fromkeys(holders(anatomy))
         ends = dict.fromkeys(branch.module_path for branch in anatomy.branches)
         self.modules = {path: modules[path] for path in paths if path and path in modules}

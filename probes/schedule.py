@@ -122,21 +122,25 @@ class Sampler:
 
     Attributes:
         is_on: whether the step chosen last is sampled.
+        until: the last step that is sampled because of an event.
     """
 
     def __init__(self, schedule: Schedule, n_triggered: int) -> None:
         """Sample by ``schedule``, and ``n_triggered`` steps after each event."""
         self.is_on = False
         self._schedule, self._n_triggered = schedule, n_triggered
-        self._trigger, self._until = Trigger(), -1
+        self._trigger, self.until = Trigger(), -1
         self._on_their_way: deque[tuple[int, ScalarCopies]] = deque()
 
-    def choose(self, step: int) -> None:
-        """Decide about ``step``."""
-        self.is_on = step <= self._until or is_sampled(self._schedule, step)
+    def choose(self, step: int, until: int | None = None) -> None:
+        """Decide about ``step``; where ranks decide together, ``until`` takes the place of this one's own."""
+        last = self.until if until is None else until
+        self.is_on = step <= last or is_sampled(self._schedule, step)
 
-    def look(self, step: int, scalars: ScalarCopies) -> str | None:
+    def look(self, step: int, scalars: ScalarCopies, *, now: int | None = None) -> str | None:
         """Take in the scalars of ``step``; return what happened, in a sentence, None where nothing did.
+
+        ``now`` is the last step for which nothing can be decided any more; ``step`` itself where it is not given.
 
         Scalars that are still on their way from a device are looked at when a later step is taken in: nobody waits.
         """
@@ -150,6 +154,6 @@ class Sampler:
             # A step that the loss scaler left out is its search for a scale.
             seen = None if values.get("is_skipped") else self._trigger.see(number, {k: values.get(k) for k in WATCHED})
             if seen:
-                self._until = step + self._n_triggered
+                self.until = (step if now is None else now) + self._n_triggered
                 told = f"{seen}: the next {self._n_triggered} steps are sampled in full."
         return told

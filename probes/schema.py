@@ -2,7 +2,8 @@
 
 History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
 clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits;
-table logits; 4 (0.1.0) module path of identities.
+table logits; 4 (0.1.0) what ranks of one model joined: number of ranks, their smallest and largest loss; table ranks; module path
+of identities.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ TABLES: dict[str, dict[str, str]] = {
     "steps": {
         "step": "i",
         "loss": "f",
+        "lowest_loss": "f",
+        "highest_loss": "f",
+        "n_ranks": "i",
         "n_tokens": "i",
         "batch_id": "s",
         "lr": "f",
@@ -108,6 +112,17 @@ TABLES: dict[str, dict[str, str]] = {
         "logit_max": "f",
         "n_tokens": "i",
         "token_share": "f",
+    },
+    "ranks": {
+        "step": "i",
+        "rank": "i",
+        "loss": "f",
+        "seconds": "f",
+        "memory_bytes": "i",
+        "state_rms": "f",
+        "gradient_rms": "f",
+        "weight_norm": "f",
+        "nonfinite": "f",
     },
     "identities": {
         "check": "s",

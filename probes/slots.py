@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .wrappers import parameters_of
+
 MOST_NAMES = 3  # named in one sentence
 
 
@@ -22,7 +24,7 @@ class Slots:
     def __init__(self, model: nn.Module) -> None:
         """Look all parameters up; a tied one counts once."""
         self._model = model
-        named = dict(model.named_parameters())
+        named: dict[str, Tensor] = dict(parameters_of(model))
         self.names = [name for name, p in named.items() if _why_not(p) is None]
         self.parameters: list[Tensor | None] = [named[name] for name in self.names]
         self.not_measured = _left_out(named)
@@ -35,7 +37,7 @@ class Slots:
         """Look again where something was replaced; return in sentences what was."""
         if all(held.get(key) is value for held, key, value in self._held):
             return []
-        now = dict(self._model.named_parameters(remove_duplicate=False))
+        now = dict(parameters_of(self._model, remove_duplicate=False))
         moved = {id(p): p for p in now.values()}
         replaced: list[str] = []
         gone: list[str] = []
@@ -49,7 +51,7 @@ class Slots:
                 self.parameters[row] = found
         self._look_up()
         known, named = {id(p) for p in self.parameters}, {*self.names, *self._left_out}
-        new = [name for name, p in self._model.named_parameters() if id(p) not in known and name not in named]
+        new = [name for name, p in parameters_of(self._model) if id(p) not in known and name not in named]
         told = []
         if replaced:
             told.append(f"{_count(replaced)} replaced: from here on the new ones are measured.")

@@ -22,6 +22,7 @@ from .kernels import (
     ROW_MEANS,
     SECOND,
     THIRD,
+    WANTS_CHANNELS,
     ZEROS,
     by_c,
     by_torch,
@@ -38,6 +39,7 @@ class Sheet:
 
     Attributes:
         values: shape (rows, 10), float64 (float32 where a device has no other).
+        channels: row -> sum over tokens of each channel, where these are kept.
     """
 
     def __init__(self, n_rows: int, device: torch.device) -> None:
@@ -45,6 +47,7 @@ class Sheet:
         # Outside inference mode, or the rows could not be written later.
         with torch.inference_mode(False):
             self.values = torch.zeros(n_rows, N_SUMS, dtype=by_torch.wide_dtype(device), device=device)
+        self.channels: dict[int, Tensor] = {}
         self._address = self.values.data_ptr() if device.type == "cpu" and by_c.kernel is not None else 0
         self._n_threads = torch.get_num_threads()
         self._on_cuda: Any = _triton() if device.type == "cuda" else None
@@ -72,6 +75,20 @@ class Sheet:
     def clear(self) -> None:
         """Make every row empty."""
         self.values.zero_()
+        self.channels.clear()
+
+
+class ChannelSheet(Sheet):
+    """Rows of sums that join over ranks: the largest of several means is none of their sums, so channels are kept."""
+
+    def measure(self, row: int, tensor: Tensor, flags: int = 0) -> None:
+        """Fill ``row``, and keep the sums of the channels where their means are asked for."""
+        super().measure(row, tensor, flags)
+        if flags & WANTS_CHANNELS and tensor.dim():
+            rows = tensor.detach().reshape(-1, tensor.shape[-1])
+            # Ten times faster than in float64, and as exact as the means are asked for.
+            dtype = self.values.dtype if tensor.dtype == torch.float64 else torch.float32
+            self.channels[row] = rows.sum(0, dtype=dtype)
 
 
 def _triton() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,26 @@ from torch import Tensor, nn
 from .clipping import ClipWatch
 from .optimizers import Optimizers
 from .parameter_numbers import ParameterNumbers
+from .parameters import ParameterTaps
 from .scalars import on_host
 
 Guard = Callable[[str, Callable[[], None]], None]
 STATM = Path("/proc/self/statm")  # pages: size, resident, ...
 PAGE = resource.getpagesize()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one process knows of a step that it shares with others.
+
+    Attributes:
+        members: of each parameter group, the rows of its parameters.
+        clip: what it adds, times how many add, to the squared norm before clipping, and the limit; None where it knows the
+            norm, or nothing was clipped.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    clip: tuple[Tensor, float] | None
 
 
 class StepGauge:
@@ -78,6 +94,12 @@ class StepGauge:
         return found | {
             f"group {i}": parameters.norm_of(group["params"]) for i, group in enumerate(groups) if parameters
         }
+
+    def parts(self, parameters: ParameterTaps | None) -> Parts:
+        """Return what this process alone knows of the step."""
+        groups = self._optimizer.param_groups if parameters is not None and self._optimizer is not None else []
+        members = tuple(parameters.rows_of(group["params"]) for group in groups) if parameters is not None else ()
+        return Parts(members, self._clips.take_part())
 
     def groups(self) -> list[dict[str, Any]]:
         """Return one row a parameter group of the optimizer."""

@@ -22,6 +22,7 @@ MOST_BUCKETS, LEAST_BUCKETS = 512, 16  # the least come before the rows: a model
 CARRIED = {
     "batch_id",
     "n_tokens",
+    "n_ranks",
     "memory_bytes",
     "micro_batches",
     "is_sampled",

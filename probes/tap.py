@@ -18,6 +18,7 @@ from .paths import Paths
 from .reading import Reading
 from .rounding import SHORT
 from .versions import version_of
+from .wrappers import here, is_summand
 
 if TYPE_CHECKING:
     from .taps import Taps
@@ -49,15 +50,15 @@ class Tap:
         try:
             again = is_recomputing()
             reading = taps.recomputed() if again else taps.current
-            if reading is None or not tensor.is_floating_point():
+            if reading is None or not tensor.is_floating_point() or is_summand(tensor):
                 return
             if not again:
                 taps.n_shown_in_graph += 1
                 if not self._has_path and reading.shown is not None and self._is_shown(reading, tensor):
                     return
-                reading.sums.measure(self._row, tensor, self._flags)
+                reading.sums.measure(self._row, here(tensor), self._flags)
                 if tensor.dtype in SHORT:
-                    reading.rounding.see(self._row, tensor)
+                    reading.rounding.see(self._row, here(tensor))
                 reading.shown = (weakref.ref(tensor), version_of(tensor), self._row, self._flags)
             node = tensor.grad_fn
             if node is not None and not is_compiling():
@@ -101,7 +102,7 @@ class Tap:
         if self._write is not None:
             reading.writes[n + row] = self._write
         if tensor.dtype in SHORT:
-            reading.rounding.see(self._row, tensor)
+            reading.rounding.see(self._row, here(tensor))
         return True
 
     def _see_gradient(self, reading: Reading, gradient: Tensor) -> None:
@@ -111,8 +112,9 @@ class Tap:
         """Measure the gradient of one output of a node; the hook holds rows and buffers, never the activation."""
         try:
             gradient = gradients[output]
-            if gradient is None:
+            if gradient is None or is_summand(gradient):
                 return
+            gradient = here(gradient)
             self._taps.flowing = reading
             row = self._back
             if row in reading.came_back:

@@ -49,6 +49,7 @@ class Taps:
         self.anatomy = anatomy
         self.layout: Layout = layout(anatomy)
         self.readings: list[Reading] = []
+        self.sheet: type[Sheet] = Sheet
         self.fail = fail
         self.relations = relations
         self.rows = {point: row for row, point in enumerate(self.layout.points)}
@@ -188,7 +189,7 @@ class Taps:
     def _new_reading(self) -> Reading:
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         return Reading(
-            Sheet(2 * len(self.rows), device),
+            self.sheet(2 * len(self.rows), device),
             PathSums(self._paths, device),
             Rounding(self.anatomy, self.layout, device),
             self._biases.room(device),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy, Branch, Point
 from .batches import Batch, call
 from .hooked import Hooked
+from .wrappers import modules_of
 
 TOLERANCE = 0.005
 FIT = 1e-3  # of the written tensor's size: what is left when it is explained as a multiple of a projection
@@ -23,7 +24,7 @@ def write_scale(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[s
     output is normed, of what that norm reads. No row where no projection explains it: a learned scale a channel, a mixture.
     One forward. Call it inside ``untouched(model, training=False)``.
     """
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     wanted = {
         (branch.stack, branch.depth): (_ends(branch), _projections(branch, modules)) for branch in anatomy.branches
     }

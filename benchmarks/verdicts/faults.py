@@ -138,7 +138,8 @@ class Wrapped(nn.Module):
 def _wrapped(role: str, then: Callable[[float], Callable[[Tensor, Tensor], Tensor]]) -> Plant:
     def plant(subject: Subject, block: int, severity: float) -> bool:
         path = getattr(subject.parts[block], role)
-        if not path:
+        # Where every position sees all others nothing can leak.
+        if not path or ("bidirectional" in subject.name and then is _leaking):
             return False
         _replace(subject.model, path, Wrapped(subject.model.get_submodule(path), then(severity)))
         return True
@@ -309,6 +310,12 @@ def _ill(function: Callable[[Tensor], Tensor]) -> Callable[[float], Callable[[Te
 
 
 WEIGHTS = ("weight-scale", "write-size", "write-scale", "hidden-scale")
+
+
+def _leaking(size: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda output, _: output + size * output.mean(1, keepdim=True)
+
+
 _IN_ATTENTION, _IN_MLP = ("attention", "parallel"), ("mlp", "parallel")
 _BIASES = ("bias-scale", "bias-share", "write-size")
 _GAINS = ("gain-scale", "hidden-scale", "attention-logits", "write-size")
@@ -343,7 +350,7 @@ FAULTS: tuple[Fault, ...] = (
           (0.95, 0.8), _IN_ATTENTION, is_exact=True),
     Fault("mlp gradient scaled", _wrapped("mlp", _bent), (-1, 0.1, 10, 0.8, 0.95), ("gradient-scaled",), (0.95, 0.8), _IN_MLP,
           is_exact=True, is_aside=True),
-    Fault("attention leaks", _wrapped("attention", lambda s: lambda o, _: o + s * o.mean(1, keepdim=True)), (1, 0.1, 0.01),
+    Fault("attention leaks", _wrapped("attention", _leaking), (1, 0.1, 0.01),
           ("mask-leak",), (0.01,), _IN_ATTENTION, is_exact=True),
     Fault("mask missing", _no_mask, (1,), ("mask-leak",), (), _IN_ATTENTION, is_exact=True, is_aside=True),
     Fault("tokens pulled together", _overridden("block", lambda s: lambda o, _: o + s * (o.mean(1, keepdim=True) - o)),

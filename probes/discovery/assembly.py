@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
+from rheoscope.probes.wrappers import parameters_of
 from torch import Tensor, nn
 
 from . import branches
@@ -19,7 +20,7 @@ from .vocabulary import QUOTIENTS
 
 def assembled(model: nn.Module, flow: Dataflow, plan: Plan, found: list[Stream]) -> tuple[Anatomy, list[Entry]]:
     """Return the anatomy of the streams ``found``, not yet certified, and one ledger entry a branch."""
-    trainable = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    trainable = {name for name, _ in parameters_of(model, remove_duplicate=False)}
     stacks = _exclusive(tuple(_stack(flow, plan, stream, i, found, trainable) for i, stream in enumerate(found)))
     gains = tuple(f"{path}.{name}" for path, norm in flow.norms.items() for name in norm.gains)
     biases = tuple(f"{path}.{name}" for path, norm in flow.norms.items() for name in norm.biases)

@@ -14,6 +14,7 @@ import torch
 from rheoscope.probes.anatomy import Point
 from rheoscope.probes.batches import Batch, call
 from rheoscope.probes.hooked import Hooked
+from rheoscope.probes.wrappers import here
 from torch import Tensor, nn
 
 from .dataflow import Add, Dataflow
@@ -113,6 +114,7 @@ def captured(model: nn.Module, batch: Batch, entries: list[Entry]) -> dict[int, 
     seen: dict[int, Tensor] = {}
 
     def see(point: Point, tensor: Tensor) -> None:
+        tensor = here(tensor)
         for item in wanted[point]:
             if form_of(tensor) == item.form:
                 seen[id(item)] = _taken(tensor, item)

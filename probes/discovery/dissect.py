@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.batches import Batch, arguments, call, tensors
-from rheoscope.probes.compiled import bare
 from rheoscope.probes.errors import BatchError, DiscoveryError
+from rheoscope.probes.gathered import gathered
 from rheoscope.probes.untouched import untouched
+from rheoscope.probes.wrappers import bare
 from torch import nn
 
 from .assembly import assembled
@@ -38,8 +39,8 @@ def discover(model: nn.Module, batch: Batch) -> Anatomy:
         DiscoveryError: its dataflow holds no residual stream, or its parameters are on the meta device.
     """
     model = bare(model)
-    _check(model, batch)
-    with untouched(model, training=False):
+    with gathered(model), untouched(model, training=False):
+        _check(model, batch)
         flow, found = _traced(model, batch)
         if not found:
             raise DiscoveryError(

@@ -17,6 +17,7 @@ from rheoscope.probes.anatomy import Anatomy, Point
 from rheoscope.probes.batches import Arguments, Batch, arguments, call
 from rheoscope.probes.errors import BatchError
 from rheoscope.probes.hooked import Hooked
+from rheoscope.probes.wrappers import here
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -161,7 +162,7 @@ def _seen(model: nn.Module, batch: Batch, points: list[Point | None]) -> dict[Po
     seen: dict[Point | None, Tensor] = {}
 
     def see(point: Point, tensor: Tensor) -> None:
-        seen[point] = tensor.detach().to("cpu", torch.float64)
+        seen[point] = here(tensor).detach().to("cpu", torch.float64)
 
     hooks = Hooked(model, [point for point in points if point is not None], lambda point: partial(see, point))
     try:

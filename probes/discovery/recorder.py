@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rheoscope.probes.batches import tensors
 from rheoscope.probes.versions import version_of
+from rheoscope.probes.wrappers import here, own_name
 from torch import Tensor, nn
 
 from .arguments import numbers_in, probability_in, replay_of
@@ -130,7 +131,7 @@ class Recorder:
         self._clock = 0
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         for name, tensor in named:
-            self.trace.parameters.setdefault(self._value(tensor), name)
+            self.trace.parameters.setdefault(self._value(here(tensor)), own_name(name))
 
     def operation(
         self,
@@ -149,7 +150,7 @@ class Recorder:
             kwargs: its keyword arguments.
             written: the tensors it writes to, where the caller knows them but their version tells only later.
         """
-        given = [tensor for _, tensor in tensors((tuple(args), kwargs))]
+        given = [tensor for _, tensor in _held((tuple(args), kwargs))]
         with torch._C.DisableTorchFunction():
             self._clock += 1
             inputs = [self._read(tensor) for tensor in given]
@@ -157,10 +158,11 @@ class Recorder:
             versions = [version_of(tensor) for tensor in given]
         result = function(*args, **kwargs)
         with torch._C.DisableTorchFunction():
+            written = None if written is None else [here(tensor) for tensor in written]
             late = {id(tensor) for tensor in written or ()}
             if written is None:
                 written = [t for t, version in zip(given, versions, strict=True) if version_of(t) != version]
-            fresh = [*written, *(t for _, t in tensors(result))]
+            fresh = [*written, *(t for _, t in _held(result))]
             bumps = [int(id(t) in late) for t in fresh]
             made = [self._value(tensor, bump) for tensor, bump in zip(fresh, bumps, strict=True)]
             for tensor, value in zip(fresh, made, strict=True):
@@ -196,7 +198,7 @@ class Recorder:
                 len(self.trace.calls), path, module, self._nth.get(path, 0), len(self.trace.operations), self._clock
             )
             self._nth[path] = found.nth + 1
-            for position, tensor in [*tensors(args), *tensors(kwargs)]:
+            for position, tensor in [*_held(args), *_held(kwargs)]:
                 found.inputs.append((position, self._read(tensor)))
                 found.forms["input", position] = form_of(tensor)
                 found.objects["input", position] = self._object(tensor)
@@ -213,7 +215,7 @@ class Recorder:
                 return
             found = self._stack[-1]
             known = {value for _, value in found.inputs}
-            for position, tensor in tensors(output):
+            for position, tensor in _held(output):
                 value = self._value(tensor)
                 if value not in self._produced and value not in known and value not in self.trace.parameters:
                     value = self._read(tensor)
@@ -288,3 +290,8 @@ class Recorder:
             pass  # wrappers of transforms and sparse tensors have no storage to tell them by
         self._alive.append(tensor)
         return (id(tensor), 0, -1, 0, 0)
+
+
+def _held(value: object) -> list[tuple[Position, Tensor]]:
+    """Return the tensors in a nested value; of those spread over processes what this one holds: wrapping makes no new value."""
+    return [(position, here(tensor)) for position, tensor in tensors(value)]

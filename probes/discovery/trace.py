@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from rheoscope.probes.batches import Batch, call
+from rheoscope.probes.wrappers import modules_of
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,7 +104,7 @@ def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         return lambda module, args, kwargs, output: recorder.left(path, output)  # noqa: ARG005
 
     try:
-        for path, module in model.named_modules():
+        for path, module in modules_of(model, remove_duplicate=True).items():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks with keywords; what it does shows in the dispatcher
             handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))

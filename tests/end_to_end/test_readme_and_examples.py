@@ -1,14 +1,19 @@
 """What README and the examples show runs as it stands."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from oracles import batch_of, gpt2
+from rheoscope.probes.recording import Recording
 
 ROOT = Path(__file__).parents[2]
+WITH_RANKS = ROOT / "examples" / "train_with_torchrun.py"
 
 
 def test_the_lines_of_readme_put_probes_on_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +33,24 @@ def test_the_lines_of_readme_put_probes_on_a_model(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "report.html").is_file()
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_example_of_several_processes_ends_with_one_report(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WITH_RANKS)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+    report = Path(ended.stdout.strip().splitlines()[-1].removeprefix("Report: "))
+    assert report.is_file()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert set(Recording.load(folder).table("steps")["n_ranks"]) == {2}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py") if path != WITH_RANKS))
 def test_example_ends_with_a_report(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

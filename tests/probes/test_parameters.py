@@ -6,6 +6,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -165,3 +166,45 @@ def test_a_bias_is_recorded_as_it_was_in_the_forward(tmp_path: Path) -> None:
     found = rows.loc[(rows["site"] == "bias") & (rows["depth"] == 4), "rms"].tolist()
     assert found == pytest.approx([expected], rel=1e-6)
     assert found != pytest.approx([after], rel=1e-2)
+
+
+def test_gradients_that_an_optimizer_in_the_backward_has_freed_are_not_known(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def step(parameter: Tensor) -> None:
+        optimizers[parameter].step()
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        probe.step()
+
+    rows, events = probe.recording.table("parameters"), probe.recording.table("events")
+    assert rows["gradient_state"].isna().all()
+    assert rows["gradient_rms"].isna().all()
+    assert rows["weight_rms"].notna().all()
+    assert events["kind"].tolist() == ["gradients_gone"]
+
+
+def test_a_parameter_of_which_nothing_is_here_has_no_size(tmp_path: Path) -> None:
+    model = NanoGPT().train()
+    with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
+        loss_of(model, batch_of(model)).backward()
+        probe.step()
+        # As a library leaves it that keeps the parameter elsewhere between steps.
+        model.norm.weight.data = torch.empty(0)
+        model.norm.weight.grad = None
+        probe._parameters._open()
+        probe._parameters.read_alone()
+        numbers = probe._parameters.take()
+
+    from rheoscope.probes.parameter_columns import ParameterColumns
+
+    columns = ParameterColumns(probe._parameters, probe.anatomy)
+    found = columns.of([1], numbers.sums.numpy()[None], np.array([numbers.states], dtype=object))
+    row = found["name"].to_pylist().index("norm.weight")
+    assert found["weight_rms"][row].as_py() is None
+    assert found["gradient_state"][row].as_py() == "none"

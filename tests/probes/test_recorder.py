@@ -130,7 +130,7 @@ def test_resume_after_a_kill_does_not_number_a_half_written_step_twice(tmp_path:
     probe = attach(model, every=1, folder=tmp_path / "run", strict=True)
     loss_of(model, batch_of(model)).backward()
     probe._keep()
-    probe._pending.write(probe._writer.columns)
+    probe._desk._pending.write(probe._writer.columns)
     del probe  # as if the process were killed between a step's tables
 
     run(NanoGPT(), tmp_path / "run", resume=True, strict=True)

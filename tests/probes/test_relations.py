@@ -31,7 +31,7 @@ def trained(folder: Path, *, attention: bool = True) -> Recording:
 
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide every attention call."""
-    monkeypatch.setattr("rheoscope.probes.function_taps.FunctionTaps.take", lambda _: {"attention": [], "experts": []})
+    monkeypatch.setattr("rheoscope.probes.function_taps.FunctionTaps.counted", lambda _: [])
 
 
 def test_sampled_steps_hold_attention_and_tokens_and_nothing_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -172,3 +172,15 @@ def test_a_skipped_step_triggers_nothing() -> None:
     scalars = {"loss": torch.tensor(math.inf), "is_skipped": torch.tensor(1.0)}
 
     assert sampler.look(3, ScalarCopies(scalars)) is None
+
+
+def test_where_ranks_decide_together_what_they_agreed_on_counts() -> None:
+    sampler = Sampler(Stride(1000), 2)
+    told = sampler.look(3, ScalarCopies({"loss": torch.tensor(math.nan)}), now=5)
+
+    assert told is not None
+    assert sampler.until == 7
+    sampler.choose(6, until=-1)
+    assert not sampler.is_on  # the others do not know yet
+    sampler.choose(6, until=7)
+    assert sampler.is_on

@@ -15,9 +15,8 @@ from oracles import LENGTH, WIDTH, NanoGPT, batch_of, captured, gpt2, llama
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
 from rheoscope.probes.hooked import Hooked
 from rheoscope.probes.kernels import by_c
-from rheoscope.probes.tokens import (
+from rheoscope.probes.token_sums import (
     MOST_TOKENS,
-    TokenTaps,
     angle_sums,
     chosen_tokens,
     cosine_sums,
@@ -25,6 +24,7 @@ from rheoscope.probes.tokens import (
     sums_by_kernel,
     sums_by_torch,
 )
+from rheoscope.probes.tokens import TokenTaps
 from torch import Tensor, nn
 
 IDS = {"GPT-2": (gpt2, "transformer.h.{}.ln_1", "transformer.h.{}.ln_2", "transformer.ln_f")}
