@@ -33,14 +33,14 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
 
 
 ROBUSTNESS_PAGE = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
-DISTRIBUTED = {10, 14, 15, 16, 17, 18, 35}  # rows whose tests need several processes
 
 
 def robustness_tests() -> set[str]:
     """Return the names of all tests of robustness."""
     files = [
         *(ROOT / "tests" / "robustness").rglob("test_*.py"),
-        *(ROOT / "tests" / "probes").rglob("*distributed*.py"),
+        *(ROOT / "tests" / "probes" / "distributed").rglob("test_*.py"),
+        ROOT / "tests" / "probes" / "test_parameters.py",
     ]
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -51,9 +51,9 @@ def test_every_way_to_break_a_monitor_names_its_tests_and_they_exist() -> None:
     named = {int(number): re.findall(r"`(test_\w+)`", row) for number, row in rows.items()}
 
     assert sorted(named) == list(range(1, 39))
-    assert {number for number, names in named.items() if not names} <= DISTRIBUTED
     for number, names in named.items():
-        assert all(name.startswith(f"test_row_{number:02}_") for name in names) or number in DISTRIBUTED
+        assert names
+        assert all(name.startswith(f"test_row_{number:02}_") for name in names)
 
 
 def test_every_test_that_the_robustness_page_names_exists_and_every_row_is_on_it() -> None:

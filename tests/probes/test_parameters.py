@@ -168,7 +168,7 @@ def test_a_bias_is_recorded_as_it_was_in_the_forward(tmp_path: Path) -> None:
     assert found != pytest.approx([after], rel=1e-2)
 
 
-def test_gradients_that_an_optimizer_in_the_backward_has_freed_are_not_known(tmp_path: Path) -> None:
+def test_row_35_gradients_that_are_kept_elsewhere_are_not_known(tmp_path: Path) -> None:
     model = NanoGPT().train()
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
 
@@ -189,7 +189,7 @@ def test_gradients_that_an_optimizer_in_the_backward_has_freed_are_not_known(tmp
     assert events["kind"].tolist() == ["gradients_gone"]
 
 
-def test_a_parameter_of_which_nothing_is_here_has_no_size(tmp_path: Path) -> None:
+def test_row_35_a_parameter_of_which_nothing_is_here_has_no_size(tmp_path: Path) -> None:
     model = NanoGPT().train()
     with attach(model, every=1, folder=tmp_path / "run", strict=True) as probe:
         loss_of(model, batch_of(model)).backward()

@@ -164,14 +164,34 @@ def _scale(frame: pd.DataFrame, column: str) -> Any:
     return 1.0 if "cosine" in column or "share" in column or column == "angular_distance" else 0.0
 
 
-@pytest.mark.parametrize("name", [name for name in BY_RANKS[2] if name != "sequence parallel"])
-def test_two_ranks_record_what_one_process_does(name: str, two: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["replicated", "accumulated"])
+def test_row_10_replicas_record_what_one_process_does(name: str, two: Path, tmp_path: Path) -> None:
     assert differences(Recording.load(two / name), alone(name, 2, tmp_path / "run"), 1e-5) == []
 
 
-@pytest.mark.parametrize("name", [name for name in BY_RANKS[3] if "bfloat16" not in name])
-def test_three_ranks_with_uneven_shards_record_what_one_process_does(name: str, three: Path, tmp_path: Path) -> None:
-    assert differences(Recording.load(three / name), alone(name, 3, tmp_path / "run"), 1e-5) == []
+def test_row_18_tensor_parallel_ranks_record_what_one_process_does(two: Path, tmp_path: Path) -> None:
+    joint = Recording.load(two / "tensor parallel")
+    assert differences(joint, alone("tensor parallel", 2, tmp_path / "run"), 1e-5) == []
+
+
+def test_row_14_three_ranks_with_uneven_shards_record_what_one_process_does(three: Path, tmp_path: Path) -> None:
+    assert differences(Recording.load(three / "sharded"), alone("sharded", 3, tmp_path / "run"), 1e-5) == []
+
+
+def test_row_15_gradients_of_sharded_parameters_are_there_at_every_step(three: Path) -> None:
+    rows = Recording.load(three / "sharded").table("parameters")
+    assert set(rows["step"]) == set(range(STEPS))
+    assert set(rows["gradient_state"]) == {"value"}
+    assert (rows["gradient_rms"] > 0).all()
+
+
+def test_row_16_gradients_that_are_held_back_while_accumulating_are_read_at_the_step(
+    three: Path, tmp_path: Path
+) -> None:
+    name = "sharded accumulated"
+    joint = Recording.load(three / name)
+    assert set(joint.table("parameters")["gradient_state"]) == {"value"}
+    assert differences(joint, alone(name, 3, tmp_path / "run"), 1e-5) == []
 
 
 @pytest.mark.parametrize("name", BY_RANKS[4])
@@ -332,7 +352,7 @@ def test_a_rank_that_closes_its_probe_leaves_the_others_theirs(behaviour: Path) 
     went_on_alone(behaviour, "closes")
 
 
-def test_a_rank_that_dies_hangs_nobody_and_the_recording_goes_on(tmp_path: Path) -> None:
+def test_row_17_a_rank_that_dies_hangs_nobody_and_the_recording_goes_on(tmp_path: Path) -> None:
     start = time.monotonic()
     codes = [code for code, _ in ended(started(2, "dies", tmp_path))]
 
@@ -341,7 +361,7 @@ def test_a_rank_that_dies_hangs_nobody_and_the_recording_goes_on(tmp_path: Path)
     went_on_alone(tmp_path, "dies")
 
 
-def test_a_rank_that_raises_ends_training_and_the_recording_opens(tmp_path: Path) -> None:
+def test_row_17_a_rank_that_raises_ends_training_and_the_recording_opens(tmp_path: Path) -> None:
     start = time.monotonic()
     codes = [code for code, _ in ended(started(2, "raises", tmp_path))]
 
