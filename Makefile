@@ -12,7 +12,7 @@ KERNEL := setup.py $(wildcard probes/kernels/*.c probes/kernels/*.h)
 # The editable install links file by file: it is renewed when the set of files changes, or the text of what is compiled.
 FILES := $(VENV)/.files-$(shell (printf '%s\n' $(SOURCES) | sort; cat $(KERNEL)) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format install zoo identity fuzz bench clean
+.PHONY: demo test check format install zoo identity fuzz verdicts bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ identity: $(VENV)/.dev $(FILES) ## train 70 model types with and without probes,
 
 fuzz: $(VENV)/.dev $(FILES) ## damage a thousand recordings, hand them to the commands, write docs/fuzzing.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz
+
+verdicts: $(VENV)/.dev $(FILES) ## plant faults in many models, judge them, write docs/verdicts.md
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m verdicts
 
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md

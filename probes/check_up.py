@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy
-from .batches import Batch, arguments, call, describe, tensors
+from .batches import Batch, arguments, call, describe
 from .conservation import conservation
 from .discovery import discover
 from .dropped import dropped
@@ -20,6 +19,7 @@ from .errors import BatchError
 from .log import Log
 from .logit_scale import logit_scale
 from .loss_gradient import loss_gradient
+from .losses import LossFunction, default_loss
 from .manifest import manifest
 from .origin import first_nonfinite, origin_row
 from .parameters import ParameterTaps
@@ -33,8 +33,6 @@ from .untouched import untouched
 from .visibility import visibility
 from .wrappers import bare
 from .write_scale import write_scale
-
-LossFunction = Callable[[Any, Batch], Tensor]
 
 
 def examine(
@@ -177,31 +175,6 @@ def _loss(loss_fn: LossFunction, output: Any, batch: Batch) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise BatchError(f"{expected} {describe(loss)}. {advice}")
     return loss.reshape(())
-
-
-def default_loss(output: Any, batch: Batch) -> Tensor:
-    """Return the loss that a model's output carries, or next-token cross-entropy of its logits.
-
-    Raises:
-        BatchError: the output holds neither.
-    """
-    own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-    if isinstance(own, Tensor) and own.dim() == 0:
-        return own
-    found = [tensor for _, tensor in tensors(output) if tensor.is_floating_point()]
-    scalars = [tensor for tensor in found if tensor.dim() == 0]
-    if scalars:
-        return scalars[0]
-    ids = [t for _, t in tensors(arguments(batch)) if t.dtype == torch.int64 and t.dim() == 2]
-    for logits in found:
-        for tokens in ids:
-            if logits.dim() == 3 and logits.shape[:2] == tokens.shape and int(tokens.max()) < logits.shape[-1]:
-                return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
-    shapes = ", ".join(describe(tensor) for tensor in found) or type(output).__name__
-    raise BatchError(
-        f"Expected an output with a scalar loss, or logits for a batch of token ids, got {shapes}. "
-        "Pass loss_fn=lambda output, batch: ... that returns a scalar."
-    )
 
 
 def _ledger(anatomy: Anatomy) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ class Door:
         """Watch the model; ``fail(error)`` is told of errors, and must not raise unless training is to stop."""
         self._model, self._begins, self._ends = model, begins, ends
         self._is_open = False
+        self.is_shut = False  # while it is, forwards are not the loop's
         self._compiled: Any = model._compiled_call_impl
         self._enters, self._leaves = Hook(self._enter, fail), Hook(self._leave, fail)
         self._handles: list[RemovableHandle] = []
@@ -52,7 +53,7 @@ class Door:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # While a graph is traced this is all that dynamo sees of us: a constant.
-        if not torch.compiler.is_compiling() and module is self._model and _is_trained(module):
+        if not torch.compiler.is_compiling() and module is self._model and not self.is_shut and _is_trained(module):
             self._begins(args, kwargs)
             # Afterwards: discovery runs forwards of its own inside.
             self._is_open = True

@@ -30,6 +30,7 @@ from .parameters import ParameterTaps
 from .reading import Reading
 from .recording import Recording
 from .relations import RelationTaps
+from .replay import Replay
 from .scalars import count_of, loss_of, name_of
 from .schedule import Sampler
 from .silent import SilentWriter
@@ -57,6 +58,7 @@ class Probe:
         anatomy: Anatomy | None,
         strict: bool,
         attention: bool,
+        replay: bool,
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = bare(model), optimizer
@@ -77,6 +79,8 @@ class Probe:
         self._sampler = sampler
         sampler.choose(self._step)
         self._started = time.perf_counter()
+        # Ranks would have to run a step again together.
+        self._replay = Replay(self.model) if replay and self._desk.until is None else None
         self._given = anatomy
         if anatomy is not None and self._desk.until is None:
             self._know(anatomy)
@@ -128,6 +132,7 @@ class Probe:
         # Each on its own: where one part fails the others are kept.
         self._faults.guard("step", self._keep)
         self._faults.guard("step", lambda: self._close_step(loss, batch_id, n_tokens))
+        self._faults.guard("step", self._explain)
         self._faults.guard("step", self._advance)
 
     def close(self) -> None:
@@ -141,9 +146,8 @@ class Probe:
         self._take_back_exit()
         with contextlib.ExitStack() as rest:
             # Each on its own, from the last to the first: where one fails the others are done.
-            leave = partial(self._desk.close, has_failed=has_failed)
-            parts: list[Callable[[], None]] = [self._writer.close, leave, self._keep_unstepped, *self._ends()]
-            for part in parts:
+            parts: list[Callable[[], None]] = [partial(self._desk.close, has_failed=has_failed), self._keep_unstepped]
+            for part in (self._writer.close, *parts, *self._ends()):
                 rest.callback(self._faults.guard, "close", part)
 
     def _ends(self) -> list[Callable[[], None]]:
@@ -158,6 +162,8 @@ class Probe:
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._n_forwards += 1
         self._gauge.forward_begins()
+        if self._replay is not None:
+            self._replay.keep(self._step, args, kwargs)
         if self._taps is None and self._n_tries < MOST_TRIES:
             self._n_tries += 1
             self._discover(args, kwargs)
@@ -184,8 +190,7 @@ class Probe:
 
     def _end(self, *, has_failed: bool) -> None:
         if self._taps is not None:
-            told = self._taps.end(failed=has_failed)
-            if told:
+            if told := self._taps.end(failed=has_failed):
                 self._faults.say("compiled", told)
 
     def _know(self, anatomy: Anatomy) -> None:
@@ -235,29 +240,20 @@ class Probe:
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
         now, groups = time.perf_counter(), self._gauge.groups()
         (scalar, no_scalar), (count, no_count) = loss_of(loss), count_of(n_tokens)
-        row = {
-            "step": self._step,
-            "n_tokens": count,
-            "batch_id": name_of(batch_id),
-            "lr": groups[0]["lr"] if groups else None,
-            "seconds": now - self._started if now >= self._started else None,
-            "micro_batches": self._n_measured,
-            "is_sampled": self._n_measured is not None,
-            "memory_bytes": self._gauge.memory() if self._n_measured is not None else None,
-        }
+        seconds = now - self._started if now >= self._started else None
+        row = {"step": self._step, "n_tokens": count, "batch_id": name_of(batch_id), "seconds": seconds}
+        row |= self._gauge.row(groups, self._n_measured)
         self._started = now
-        had_forward = self._n_forwards > self._n_before
+        found = self._gauge.scalars(self._read, had_forward=self._n_forwards > self._n_before)
         # Copied now: a loop may scale its loss in place afterwards.
-        scalars = ScalarCopies({"loss": scalar, **self._gauge.scalars(self._read, had_forward=had_forward)})
+        scalars = ScalarCopies({"loss": scalar, **found})
         self._desk.close_step(row, scalars, groups, self._gauge.parts(self._parameters if self._read else None))
-        for problem in (no_scalar, no_count):
-            if problem:
-                raise ProbeError(problem)
+        if no_scalar or no_count:
+            raise ProbeError(no_scalar or no_count)
 
     def _advance(self) -> None:
         if self._n_steps == 0 and self._n_forwards == 0:
-            name = type(self.model).__name__
-            self._faults.say("never_forwarded", complaints.NEVER_FORWARDED.format(name))
+            self._faults.say("never_forwarded", complaints.NEVER_FORWARDED.format(type(self.model).__name__))
         was_sampled = self._n_measured is not None
         self._n_steps += 1
         self._n_before = self._n_forwards
@@ -270,6 +266,12 @@ class Probe:
             self._taps.detach()
         if was_sampled:
             self._desk.flush(only_full=True)
+
+    def _explain(self) -> None:
+        """Run a step again whose loss was not finite, where it was kept."""
+        step, self._sampler.nonfinite = self._sampler.nonfinite, None
+        if step is not None and self._replay is not None and self.anatomy is not None:
+            self._replay.tell(step, self.anatomy, self._writer, self._door)
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""

@@ -37,6 +37,7 @@ def attach(
     strict: bool = False,
     label: str = "",
     attention: bool = True,
+    replay: bool = False,
 ) -> Probe:
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
@@ -59,6 +60,9 @@ def attach(
             an older checkpoint, and what was recorded of it and later ones is dropped.
         strict: raise instead of logging when the probe itself fails.
         label: a name for the run.
+        replay: keep weights, batches and random state of the last three steps, and run a step again whose loss is not finite:
+            the first operation that made it so is then named. Costs three copies of the weights, and the time of one a step; on
+            one process alone.
         attention: whether the exact logits of attention are measured per head; without, only their bound is.
 
     Returns:
@@ -89,6 +93,7 @@ def attach(
         anatomy=anatomy,
         strict=strict,
         attention=attention,
+        replay=replay,
     )
 
 

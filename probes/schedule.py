@@ -123,6 +123,7 @@ class Sampler:
     Attributes:
         is_on: whether the step chosen last is sampled.
         until: the last step that is sampled because of an event.
+        nonfinite: the step whose loss or gradient norm was the first that is not finite; whoever reads it takes it away.
     """
 
     def __init__(self, schedule: Schedule, n_triggered: int) -> None:
@@ -130,6 +131,7 @@ class Sampler:
         self.is_on = False
         self._schedule, self._n_triggered = schedule, n_triggered
         self._trigger, self.until = Trigger(), -1
+        self.nonfinite: int | None = None
         self._on_their_way: deque[tuple[int, ScalarCopies]] = deque()
 
     def choose(self, step: int, until: int | None = None) -> None:
@@ -153,6 +155,8 @@ class Sampler:
             values = copies.values()
             # A step that the loss scaler left out is its search for a scale.
             seen = None if values.get("is_skipped") else self._trigger.see(number, {k: values.get(k) for k in WATCHED})
+            if seen and any(not math.isfinite(value) for k in WATCHED if (value := values.get(k)) is not None):
+                self.nonfinite = number
             if seen:
                 self.until = (step if now is None else now) + self._n_triggered
                 told = f"{seen}: the next {self._n_triggered} steps are sampled in full."

@@ -109,6 +109,16 @@ class StepGauge:
             for index, group in enumerate(groups)
         ]
 
+    def row(self, groups: list[dict[str, Any]], n_measured: int | None) -> dict[str, Any]:
+        """Return what table steps has of a step beside its scalars; ``n_measured`` micro-batches, None where none was to be."""
+        is_sampled = n_measured is not None
+        return {
+            "lr": groups[0]["lr"] if groups else None,
+            "micro_batches": n_measured,
+            "is_sampled": is_sampled,
+            "memory_bytes": self.memory() if is_sampled else None,
+        }
+
     def memory(self) -> int:
         """Return the most bytes allocated on a CUDA device so far, or those that the process keeps resident."""
         if self._device.type == "cuda":
