@@ -189,9 +189,8 @@ class Probe:
         self._faults.guard("forward", lambda: self._end(has_failed=has_failed))
 
     def _end(self, *, has_failed: bool) -> None:
-        if self._taps is not None:
-            if told := self._taps.end(failed=has_failed):
-                self._faults.say("compiled", told)
+        if self._taps is not None and (told := self._taps.end(failed=has_failed)):
+            self._faults.say("compiled", told)
 
     def _know(self, anatomy: Anatomy) -> None:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
