@@ -41,7 +41,7 @@ fuzz: $(VENV)/.dev $(FILES) ## damage a thousand recordings, hand them to the co
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz
 
 verdicts: $(VENV)/.dev $(FILES) ## plant faults in many models, judge them, write docs/verdicts.md
-	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m verdicts
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python -m verdicts
 
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md

@@ -168,7 +168,7 @@ def _not_judged(tables: Tables) -> Iterator[str]:
     if not tables.recording.n_rows("attention"):
         yield "Attention was not judged: no attention call was seen, or it was not asked for."
     else:
-        yield "Attention logits and entropy are shown, not judged: no limit of theirs is tried well enough yet."
+        yield "Attention logits are judged against sibling blocks; entropy is shown: no limit of it is tried well enough."
 
 
 def _why_no_bias_share(tables: Tables) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .score import page
 from .subjects import ASIDE, EVERY
 from .trials import Outcome, Planted, Trial, class_wide, doubled, faulty, healthy, monitored, run
+from .zoo_types import TYPES, check_up
 
 
 def main() -> None:
@@ -46,21 +48,23 @@ def main() -> None:
         plans["double"], plans["wide"] = [], []
         plans["single"] = [t for t in plans["single"] if fault_of(t).name == keep]
     begun = time.perf_counter()
-    found = {kind: _ran(kind, trials, given.workers) for kind, trials in plans.items()}
-    given.output.write_text(page(found, ASIDE, given.seed, time.perf_counter() - begun), encoding="utf-8")
+    found = {kind: [_outcome(v) for v in _ran(kind, run, trials, given.workers)] for kind, trials in plans.items()}
+    types = _ran("types", check_up, [] if given.only else TYPES.split(), given.workers)
+    text = page(found, types, ASIDE, given.seed, time.perf_counter() - begun)
+    given.output.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{given.output}\n")
 
 
-def _ran(kind: str, trials: list[Trial], workers: int) -> list[Outcome]:
+def _ran(kind: str, work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     context = multiprocessing.get_context("fork")
+    found = []
     with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        task = progress.add_task(f"{kind:9}", total=len(trials))
-        outcomes = []
-        for value in pool.map(run, trials, chunksize=4):
-            outcomes.append(_outcome(value))
+        task = progress.add_task(f"{kind:9}", total=len(items))
+        for value in pool.map(work, items, chunksize=2):
+            found.append(value)
             progress.advance(task)
-    return outcomes
+    return found
 
 
 def _outcome(value: dict[str, Any]) -> Outcome:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .faults import FAULTS, Fault
 from .healthy import LOOK_ALIKES
 from .trials import MONITORED_EVERY, MONITORED_STEPS, Outcome, fault_of
+from .zoo_types import BLOCKS, OfType
 
 Alarm = tuple[str, str, int | None, str]
 Z = 1.96
@@ -60,7 +61,9 @@ def _is_component(fault: Fault, alarm: Alarm) -> bool:
     return not fault.components or alarm[3] in fault.components
 
 
-def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, seconds: float) -> str:
+def page(
+    found: dict[str, list[Outcome]], types: Sequence[OfType], aside: Sequence[str], seed: int, seconds: float
+) -> str:
     """Return docs/verdicts.md."""
     single = [o for o in found["single"] if o.status not in ("absent", "benign")]
     healthy = [o for o in found["healthy"] if o.status != "absent"]
@@ -102,6 +105,9 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
         f"{share(is_located(o) for o in single if 'nan' in fault_of(o.trial).name)}.",
         f"- Healthy models and look-alikes with an error: {share(_has(o, 'error') for o in healthy)}.",
         f"- Healthy models and look-alikes with any warning: {share(bool(o.alarms()) for o in healthy)}.",
+        f"- {sum(t.status == 'judged' for t in types)} types of transformers at init, {BLOCKS} blocks where their kind allows: "
+        f"{sum(any(a[0] == 'error' for a in t.alarms) for t in types)} with an error, "
+        f"{sum(bool(t.alarms) for t in types)} with any warning.",
         f"- Healthy training under a probe ({steps:,} steps, {steps // MONITORED_EVERY:,} of them sampled in full), warnings and "
         f"errors in all: {sum(len(o.alarms()) for o in watched)}.",
         "",
@@ -132,8 +138,14 @@ def page(found: dict[str, list[Outcome]], aside: Sequence[str], seed: int, secon
                 + f" | {'yes' if fault.is_aside else ''} |"
             )
     lines += ["", "## What fails", ""]
-    lines += [f"- {text}" for text in _failures(single, [*healthy, *watched])] or ["- Nothing."]
+    lines += [f"- {text}" for text in _failures(single, [*healthy, *watched])]
+    lines += [_of_type(t) for t in types if t.alarms or t.status.startswith("failed")] or ["- Nothing."]
     return "\n".join(lines) + "\n"
+
+
+def _of_type(of: OfType) -> str:
+    told = "; ".join(f"{severity} {code} block {block}" for severity, code, block in of.alarms) or of.status
+    return f"- type {of.name} at init: {told}"
 
 
 def _is_subtle(outcome: Outcome) -> bool:
