@@ -21,6 +21,7 @@ from .anatomy import Anatomy, Branch, Point
 from .batches import Batch, call
 from .hooked import Hooked
 from .interventions import changed, seen_after
+from .together import ends_of, groups_of, moved_in
 
 STEP = 1e-2  # of the state's norm: central differences err by its square, float32 rounding by 1e-7 over it
 LARGE = 10.0  # times the step, to see a branch that does little move; dead units must stay dead
@@ -73,8 +74,8 @@ def conservation(
 
     ``observed`` is the gradient through the branch over the one that the forward demands, along one direction: 1 in a sound
     model, 0 where the branch is detached. A violation is recorded only where the loss itself confirms it: a state that other
-    parts of the model read as well is no false alarm. Costs a forward and backward, and two forwards up to each add. Call it
-    inside ``untouched(model, training=False)``.
+    parts of the model read as well is no false alarm. Costs a forward and backward, and two forwards a branch of the block, not
+    of the model; a branch that fails there is asked again alone. Call it inside ``untouched(model, training=False)``.
 
     Args:
         model: the model.
@@ -84,21 +85,39 @@ def conservation(
         seed: of the random part of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
+    adds = [add for add in _adds(model, batch, anatomy, loss_of) if _is_useful(add)]
+    steps = []
+    for add in adds:
+        # Along the branch's own gradient every wrong factor shows; the random part shows a branch without any.
+        noise = torch.randn(add.below.shape, generator=generator).to(add.below)
+        steps.append(_step(_unit(add.through) + _unit(noise), add.value))
     rows = []
-    for add in _adds(model, batch, anatomy, loss_of):
-        found = _tested(model, batch, add, loss_of, generator)
+    for add, step, ends in zip(adds, steps, _ends_together(model, batch, adds, steps), strict=True):
+        found = _tested(model, batch, add, step, loss_of, ends)
         if found is not None:
             rows.append(_row(add.branch, found))
     return rows
 
 
+def _ends_together(
+    model: nn.Module, batch: Batch, adds: list[_Add], steps: list[Tensor]
+) -> list[tuple[Tensor, Tensor] | None]:
+    """Return the sum behind every add after a step forth and one back before it, many in one forward."""
+    places = [(add.branch, add.before, add.added) for add in adds]
+    states = {add.before: add.value for add in adds}
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for group in groups_of(places):
+        forth, back = (
+            moved_in(model, batch, places, group, states, {k: adds[k].value + sign * steps[k] for k in group})
+            for sign in (1.0, -1.0)
+        )
+        found |= {k: (forth[k], back[k]) for k in group if k in forth and k in back}
+    return [found.get(k) for k in range(len(adds))]
+
+
 def _adds(model: nn.Module, batch: Batch, anatomy: Anatomy, loss_of: LossOf) -> list[_Add]:
     """Return the adds both ends of which one forward and backward showed."""
-    pairs = [
-        (branch, before, branch.added)
-        for index, branch in enumerate(anatomy.branches)
-        if (before := anatomy.before(index)) is not None and branch.added is not None and before != branch.added
-    ]
+    pairs = ends_of(anatomy)
     states: dict[Point, Tensor] = {}
     sums: dict[Point, Tensor] = {}
     above: dict[Point, Tensor] = {}
@@ -141,30 +160,48 @@ def _gradients(loss: Tensor, tensors: dict[Point, Tensor]) -> dict[Point, Tensor
     return {point: torch.zeros_like(tensor) if g is None else g.detach() for (point, tensor), g in pairs}
 
 
-def _tested(model: nn.Module, batch: Batch, add: _Add, loss_of: LossOf, generator: torch.Generator) -> float | None:
+def _tested(
+    model: nn.Module,
+    batch: Batch,
+    add: _Add,
+    step: Tensor,
+    loss_of: LossOf,
+    together: tuple[Tensor, Tensor] | None,
+) -> float | None:
     """Return the ratio of the gradient that arrives to the one demanded; None where it cannot be told."""
-    if not _is_useful(add):
-        return None
-    # Along the branch's own gradient every wrong factor shows; the random part shows a branch without any.
-    noise = torch.randn(add.below.shape, generator=generator).to(add.below)
-    step = _step(_unit(add.through) + _unit(noise), add.value)
     if _is_cut(add):
         # Nothing arrives of what the branch does: who else reads the state could only add to it.
         return 0.0 if _moves(model, batch, add, step * LARGE) else None
-    through, skip = _dot(add.through, step), add.branch.scale * _dot(add.above, step)
-    demanded = _demanded(model, batch, add, step, skip)
-    if demanded is None:
-        return None
-    share = max(abs(demanded), abs(through))
-    rounding = ROUNDING * float(add.above.double().norm() * add.total.double().norm()) / add.total.numel() ** 0.5
-    if share <= SEEN * rounding:
-        return None
-    if abs(demanded - through) <= TOLERANCE * share + rounding:
+    if together is not None and _agrees(add, step, _demanded(add, step, together)):
         return 1.0
-    again = _demanded(model, batch, add, step * SMOOTH, skip * SMOOTH)
-    if again is None or abs(again / SMOOTH - demanded) > TOLERANCE * share + rounding / SMOOTH:
+    demanded = _demanded(add, step, _ends(model, batch, add, step))
+    if demanded is None or _is_hidden(add, step, demanded):
+        return None
+    if _agrees(add, step, demanded):
+        return 1.0
+    again = _demanded(add, step * SMOOTH, _ends(model, batch, add, step * SMOOTH))
+    share = max(abs(demanded), abs(_dot(add.through, step)))
+    if again is None or abs(again / SMOOTH - demanded) > TOLERANCE * share + _rounding(add) / SMOOTH:
         return None
     return _confirmed(model, batch, add, step, loss_of, demanded)
+
+
+def _rounding(add: _Add) -> float:
+    size = float(add.above.double().norm() * add.total.double().norm())
+    return float(ROUNDING * size / add.total.numel() ** 0.5)
+
+
+def _is_hidden(add: _Add, step: Tensor, demanded: float) -> bool:
+    """Return whether what the branch does drowns in rounding."""
+    return max(abs(demanded), abs(_dot(add.through, step))) <= SEEN * _rounding(add)
+
+
+def _agrees(add: _Add, step: Tensor, demanded: float | None) -> bool:
+    """Return whether the gradient that arrives is what the forward demands, and visibly so."""
+    if demanded is None or _is_hidden(add, step, demanded):
+        return False
+    through = _dot(add.through, step)
+    return abs(demanded - through) <= TOLERANCE * max(abs(demanded), abs(through)) + _rounding(add)
 
 
 def _is_cut(add: _Add) -> bool:
@@ -180,10 +217,16 @@ def _step(direction: Tensor, value: Tensor) -> Tensor:
     return (direction * torch.where(own > 0, size / own, 0.0)).to(value)
 
 
+def _ends(model: nn.Module, batch: Batch, add: _Add, step: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the sum after a step forth and one back before it, in forwards of their own."""
+    forth, back = (seen_after(model, batch, add.before, _by(sign * step), add.added) for sign in (1.0, -1.0))
+    return None if forth is None or back is None else (forth, back)
+
+
 def _moves(model: nn.Module, batch: Batch, add: _Add, step: Tensor) -> bool:
     """Return whether a larger step before the branch moves what the branch writes."""
-    ends = [seen_after(model, batch, add.before, _by(sign * step), add.added) for sign in (1.0, -1.0)]
-    if ends[0] is None or ends[1] is None or ends[0].shape != add.total.shape:
+    ends = _ends(model, batch, add, step)
+    if ends is None or ends[0].shape != add.total.shape:
         return False
     skip = 2 * add.branch.scale * step if add.has_skip else torch.zeros_like(step)
     moved = (ends[0] - ends[1]).reshape(step.shape) - skip
@@ -215,14 +258,12 @@ def _by(step: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor + step
 
 
-def _demanded(model: nn.Module, batch: Batch, add: _Add, step: Tensor, skip: float) -> float | None:
+def _demanded(add: _Add, step: Tensor, ends: tuple[Tensor, Tensor] | None) -> float | None:
     """Return how far the branch moves the loss by a step before it, as the gradient above the add has it."""
-    ends = [seen_after(model, batch, add.before, _by(sign * step), add.added) for sign in (1.0, -1.0)]
-    if ends[0] is None or ends[1] is None or ends[0].shape != add.total.shape:
+    if ends is None or ends[0].shape != add.total.shape:
         return None
-    moved = _dot(add.above, (ends[0].double() - ends[1].double()).reshape(add.above.shape)) / 2 - (
-        skip if add.has_skip else 0.0
-    )
+    skip = add.branch.scale * _dot(add.above, step) if add.has_skip else 0.0
+    moved = _dot(add.above, (ends[0].double() - ends[1].double()).reshape(add.above.shape)) / 2 - skip
     return moved if math.isfinite(moved) else None
 
 
