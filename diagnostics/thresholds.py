@@ -87,3 +87,15 @@ COSINE_JUMP = 0.4
 # A fresh model guesses: its loss is ln V, and half the variance of its logits more. One nat more is a variance of 2.
 INITIAL_LOSS_ABOVE = 1.0
 FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched some
+
+# Closed forms: see docs/theory.md for what they were measured against.
+# Attention weights whose entropy is further than this (nats) from that of even weights less half the logits' variance see fewer
+# tokens than they may, or prefer some: over 32 tokens a window of half of them lies .5 apart.
+UNIFORM_ENTROPY_APART = 0.1
+HIDDEN_ALIKE = 1.15  # RMS of a hidden layer over the closed form: units of one init agree within 3 % at width 64
+# Bands of the closed forms: a fraction, more of it for gradients where logits vary, and more for both in narrow streams.
+THEORY_RMS_BAND = 0.05
+THEORY_GRADIENT_BAND = 0.1
+THEORY_GRADIENT_BAND_LOGITS = 0.3  # times the largest variance of a query's logits
+NARROW = 1.0  # over the root of the width
+LAST_GRADIENT_APART = 3.0  # tokens over tokens that carry the loss
