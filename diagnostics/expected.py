@@ -150,8 +150,8 @@ def _head_gradient(scales: Scales, n: int) -> float | None:
 def _logit_energy(scales: Scales, n_elements: int) -> float | None:
     """Return the sum over tokens and classes of the squared gradient at the logits."""
     rows = scales.tables.sites("logits", "backward")
-    rows = rows[(rows["step"] == scales.step) & (rows["stack"] == scales.stack.index)]["rms"].dropna()
-    return float(rows.iloc[0]) ** 2 * n_elements if len(rows) else None
+    found = rows[(rows["step"] == scales.step) & (rows["stack"] == scales.stack.index)].dropna(subset=["rms"])
+    return float(found["rms"].iloc[0]) ** 2 * n_elements if len(found) else None
 
 
 def _gradients(scales: Scales, frame: pd.DataFrame, head: float | None, n: int) -> tuple[pd.DataFrame, bool]:

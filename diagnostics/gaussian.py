@@ -117,7 +117,8 @@ def _sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 def _silu_slope(z: np.ndarray) -> np.ndarray:
-    return _sigmoid(z) * (1 + z * (1 - _sigmoid(z)))
+    whole: np.ndarray = _sigmoid(z) * (1 + z * (1 - _sigmoid(z)))
+    return whole
 
 
 def _one(v: Variance, r: np.ndarray) -> np.ndarray:

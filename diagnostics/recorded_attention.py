@@ -88,7 +88,7 @@ def _even_entropy(n_tokens: int, *, is_causal: bool) -> float:
 
 
 def value_index(
-    tables: Tables, branch: Branch, step: int, stds: list[float], per_product: float, read_rms: float
+    tables: Tables, branch: Branch, step: int, stds: list[float], n: int, per_product: float, read_rms: float
 ) -> int:
     """Return which of three input projections makes the values, by the logits that the other two make.
 
@@ -97,13 +97,14 @@ def value_index(
         branch: the attention branch.
         step: at which step.
         stds: of the three matrices.
+        n: elements of the smallest.
         per_product: std of a logit between unit tokens over the product of the two stds.
         read_rms: RMS of what the branch reads.
 
     Raises:
         NoTheoryError: the three differ, and the recorded logits do not tell which is which.
     """
-    if max(stds) < 1.1 * min(stds):
+    if are_alike(stds, n):
         return 2
     seen = unit_logits(tables, branch, step) / (per_product * read_rms**2)
     products = [math.prod(stds) / std for std in stds]
@@ -114,6 +115,11 @@ def value_index(
             "queries, keys and values have different scales, and the recorded logits fit no pair of them"
         )
     return best
+
+
+def are_alike(stds: list[float], n: int) -> bool:
+    """Return whether matrices of ``n`` elements or more have one scale, as far as so many draws tell."""
+    return max(stds) < (1.1 + 4 / math.sqrt(n)) * min(stds)
 
 
 def unit_logits(tables: Tables, branch: Branch, step: int) -> float:

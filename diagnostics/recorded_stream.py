@@ -9,7 +9,7 @@ from functools import cached_property
 import pandas as pd
 from rheoscope.probes.anatomy import Branch, Stack
 
-from .recorded_attention import NoTheoryError, sequences, unit_logits, value_index
+from .recorded_attention import NoTheoryError, are_alike, sequences, unit_logits, value_index
 from .soft_attention import Attention
 from .tables import Tables
 from .theory import PLACEMENTS, Add, Mlp, Stream, hidden_rms
@@ -200,25 +200,24 @@ def _branches(scales: Scales, branch: Branch, read_rms: float) -> tuple[Attentio
     return _attention(scales, branch, others, read_rms), _mlp(scales, branch, inside, read_rms)
 
 
-def _attention(
-    scales: Scales, branch: Branch, weights: list[tuple[str, str | None]], read_rms: float
-) -> Attention:
+def _attention(scales: Scales, branch: Branch, weights: list[tuple[str, str | None]], read_rms: float) -> Attention:
     found, width, where = branch.attention, scales.stack.width, f"block {branch.block}"
     if found is None or found.head_size is None or found.qk_norm not in ("none", "layernorm", "rmsnorm"):
         raise NoTheoryError(f"the heads of the attention in {where} are not known")
     if not 2 <= len(weights) <= 4:
         raise NoTheoryError(f"the attention in {where} has {len(weights)} projections; 2 to 4 are known")
     *inputs, (out, out_bias) = weights
-    stds = [scales.rms(name) for name, _ in inputs]
+    stds, smallest = [scales.rms(name) for name, _ in inputs], min(scales.size(name) for name, _ in inputs)
+    place = (scales.tables, branch, scales.step)
     if found.qk_norm == "none":
         per_product = _slope(scales, branch, found.head_size) * math.sqrt(found.head_size) * width
-        if len(stds) < 3 and max(stds) > 1.1 * min(stds):
+        if len(stds) < 3 and not are_alike(stds, smallest):
             raise NoTheoryError(f"queries, keys and values in {where} have different scales, and are not told apart")
-        index = value_index(scales.tables, branch, scales.step, stds, per_product, read_rms) if len(stds) == 3 else 0
+        index = 0 if len(stds) < 3 else value_index(*place, stds, smallest, per_product, read_rms)
         product = math.prod(stds) / stds[index] if len(stds) == 3 else stds[0] ** 2
         logits_std = per_product * product
     else:
-        index, logits_std = len(stds) - 1, unit_logits(scales.tables, branch, scales.step)
+        index, logits_std = len(stds) - 1, unit_logits(*place)
     heads = scales.size(out) / width
     gain = width * stds[index] ** 2 * heads * scales.rms(out) ** 2
     value_bias = inputs[min(index, len(inputs) - 1)][1]
@@ -243,7 +242,7 @@ def _mlp(scales: Scales, branch: Branch, weights: list[tuple[str, str | None]], 
     if not 1 <= len(inputs) <= 2 or (len(inputs) == 2 and not hidden.is_gated):
         raise NoTheoryError(f"{where} has {len(weights)} projections; 2, or 3 with a gate, are known")
     stds = [scales.rms(name) for name, _ in inputs]
-    if max(stds) > 1.1 * min(stds):
+    if not are_alike(stds, min(scales.size(name) for name, _ in inputs)):
         raise NoTheoryError(f"the two first projections of {where} have different scales, and are not told apart")
     gain = width * stds[0] * stds[-1]
     mlp = Mlp(
@@ -257,6 +256,8 @@ def _mlp(scales: Scales, branch: Branch, weights: list[tuple[str, str | None]], 
     seen = scales.site("hidden", branch.depth)
     # The square of ReLU is ReLU and a product to discovery: what the hidden layer holds tells the two apart.
     for one in (mlp, replace(mlp, activation="relu_squared")) if mlp.activation == "relu" else (mlp,):
-        if seen is None or abs(math.log(max(seen, 1e-30) / hidden_rms(one, read_rms))) < math.log(HIDDEN_ALIKE):
+        if seen is None or abs(math.log(max(seen, 1e-30) / hidden_rms(one, read_rms))) < math.log(
+            HIDDEN_ALIKE + 1 / math.sqrt(width)
+        ):
             return one
     raise NoTheoryError(f"the hidden layer of {where} is not what its weights and its activation make of its input")

@@ -20,7 +20,7 @@ class Attention:
     """What an attention branch's weights do to second moments.
 
     Attributes:
-        gain: G_a = (d s_v^2)(h s_o^2): energy that value and output projection make of one unit; h is what the heads hold together.
+        gain: G_a = (d s_v^2)(h s_o^2): energy that value and output projection make of one unit; h is the heads' joint width.
         logits_std: std of a logit between two tokens of unit mean square; 0 for uniform attention.
         is_qk_normed: whether queries and keys are normed: logits then do not grow with what is read.
         bias_energy: what biases of value and output add to every token.
@@ -48,7 +48,8 @@ class Sight:
     @property
     def common(self) -> np.ndarray:
         """Tokens that both of two queries see, (query, query)."""
-        return np.minimum(self.count[:, None], self.count[None, :])
+        whole: np.ndarray = np.minimum(self.count[:, None], self.count[None, :])
+        return whole
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """Return, of a value a token, the sum over those that each query sees, (query,)."""
@@ -142,9 +143,7 @@ def attended_back(
     index = np.arange(len(both))
     key = key - both[np.maximum(index[:, None], index[None, :])]  # what sees two tokens sees the later
     logits = query + key
-    whole: np.ndarray = attention.gain * (
-        value + (logits / outer(np.diag(read)) if attention.is_qk_normed else logits)
-    )
+    whole: np.ndarray = attention.gain * (value + (logits / outer(np.diag(read)) if attention.is_qk_normed else logits))
     return whole
 
 

@@ -194,9 +194,7 @@ def _upward(stream: Stream, sight: Sight) -> tuple[list[np.ndarray], list[_Passe
     return states, passed
 
 
-def _downward(
-    stream: Stream, sight: Sight, last: np.ndarray, passed: list[_Passed]
-) -> tuple[list[float], list[float]]:
+def _downward(stream: Stream, sight: Sight, last: np.ndarray, passed: list[_Passed]) -> tuple[list[float], list[float]]:
     n = sight.n_tokens
     final = 1.0 if stream.final_scale is None else stream.final_scale**2 / (np.diag(last) + stream.norm_eps)
     arriving: list[np.ndarray] = [np.zeros((n, n)) for _ in range(len(passed) + 1)]

@@ -35,8 +35,8 @@ class Architecture:
         init_std: of the normal init, and of the head in both.
         dropout: after each branch.
         qk_norm: whether the queries and keys of each head are normed.
-        depth_scaling: gpt2 (last projections of std / sqrt(2 x blocks) at init), deepnorm (skips times (2 x blocks)^(1/4); values, last
-            projections and MLPs of std / (8 x blocks)^(1/4); post-norm only) or none.
+        depth_scaling: gpt2 (last projections of std / sqrt(2 x blocks) at init), deepnorm (skips times (2 x blocks)^(1/4);
+            values, last projections and MLPs of std / (8 x blocks)^(1/4); post-norm only) or none.
 
     Raises:
         LabError: two fields contradict each other, or one has no known value.

@@ -146,9 +146,9 @@ class ReferenceTransformer(nn.Module):
         """Return by what the depth scales the init of a matrix (Radford et al. 2019; Wang et al. 2022, DeepNet)."""
         scaling, depth = self.architecture.depth_scaling, self.architecture.n_blocks
         if scaling == "gpt2" and name.endswith(("output.weight", "down.weight")):
-            return (2 * depth) ** -0.5
+            return math.sqrt(1 / (2 * depth))
         is_deep = scaling == "deepnorm" and (".mlp." in name or name.endswith(("value.weight", "output.weight")))
-        return (8 * depth) ** -0.25 if is_deep else 1.0
+        return math.sqrt(math.sqrt(1 / (8 * depth))) if is_deep else 1.0
 
 
 def norm(architecture: Architecture, width: int = 0) -> nn.Module:
