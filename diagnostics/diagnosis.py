@@ -11,6 +11,7 @@ import pandas as pd
 from rheoscope.probes.errors import RecordingError
 from rheoscope.probes.recording import Recording
 
+from .against_theory import against_theory, not_compared
 from .attenuation import gradient_slope, skip_path
 from .biases import bias_share
 from .finding import SEVERITIES, Finding
@@ -45,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     gradient_slope,
     skip_path,
     residual_growth,
+    against_theory,
     range_of_fp16,
     update_ratio,
     untrained,
@@ -154,6 +156,7 @@ def _not_judged(tables: Tables) -> Iterator[str]:
         if stack.n_blocks < LEAST_BLOCKS:
             has = f"{stack.n_blocks} block{'s' if stack.n_blocks != 1 else ''}"
             yield f"Trends over depth were not judged in stack {stack.index}: they need {LEAST_BLOCKS} blocks, it has {has}."
+    yield from not_compared(tables)
     updates = tables.update_ratios()
     if not len(updates):
         yield "Updates were not judged: no optimizer step was recorded."

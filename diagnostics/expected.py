@@ -58,12 +58,14 @@ def theory_of_recording(tables: Tables, stack: int = 0) -> Prediction | Refusal:
     It starts from the anatomy (placement, heads, activation, scales of skips), the RMS of every weight matrix, the mean square
     and likeness of the tokens at state 0, and the head's weights. States and gradients above are predicted, not fitted.
     """
-    try:
-        return _prediction(tables, stack)
-    except NoTheoryError as error:
-        return Refusal(stack, str(error))
-    except ValueError as error:
-        return Refusal(stack, str(error).removesuffix(": no closed form.").rstrip("."))
+    kept = tables.kept
+    if ("theory", stack) not in kept:
+        try:
+            kept["theory", stack] = _prediction(tables, stack)
+        except ValueError as error:  # NoTheoryError, or what the closed forms themselves refuse
+            kept["theory", stack] = Refusal(stack, str(error).removesuffix(": no closed form.").rstrip("."))
+    found: Prediction | Refusal = kept["theory", stack]
+    return found
 
 
 def _prediction(tables: Tables, stack: int) -> Prediction:

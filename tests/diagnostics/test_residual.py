@@ -12,7 +12,7 @@ from rheoscope.diagnostics.tables import Tables
 
 def test_a_stream_that_doubles_every_block_is_a_warning(made: Any) -> None:
     # Doubling is 0.693 a block, just above the limit of 0.69.
-    (finding,) = residual_growth(Tables(made(state=lambda depth: 2.0 ** (depth / 2)).recording()))
+    (finding,) = residual_growth(Tables(made(12, state=lambda depth: 2.0 ** (depth / 2)).recording()))
 
     assert (finding.severity, finding.evidence.observed) == ("warning", pytest.approx(math.log(2)))
 
