@@ -15,6 +15,7 @@ from .against_theory import against_theory, not_compared
 from .attenuation import gradient_slope, skip_path
 from .biases import bias_share
 from .finding import SEVERITIES, Finding
+from .forecast import forecasts
 from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
 from .residual import range_of_fp16, residual_growth
@@ -51,6 +52,7 @@ RULES: tuple[Rule, ...] = (
     update_ratio,
     untrained,
     bias_share,
+    forecasts,
 )
 
 

@@ -102,3 +102,22 @@ NARROW = 1.0  # over the root of the width
 # comes near, and what scales a stream beside its weights does.
 THEORY_APART = 2.0
 LAST_GRADIENT_APART = 3.0  # tokens over tokens that carry the loss
+
+# Forecasts: see docs/forecasts.md for the backtest. Growth is followed over the last half of the run, on at least so many points.
+FORECAST_WINDOW = 0.5
+FORECAST_LEAST_POINTS = 8
+FORECAST_MOST_POINTS = 64  # evenly spread: pairs of points are compared
+FORECAST_ORDERED = 0.6  # Kendall's tau; noise alone has 0, with a standard deviation of .28 at 8 points and .1 at 64
+FORECAST_SIGNIFICANT = 4.0  # growth over the window, in robust standard deviations of what the line leaves
+FORECAST_STEADY = 0.6  # slope of the window's last half over that of its first: a series that saturates falls below
+FORECAST_MISS = 0.25  # of the growth seen: what the law may miss on the third of the window that it was not shown
+FORECAST_SEEN = (
+    0.2  # growth seen over growth still missing, in logarithms: nothing is carried on more than five times as far
+)
+FORECAST_FARTHEST = 10.0  # times the run so far
+FORECAST_SOON = 0.5  # of the run so far: within it a forecast is a warning
+# Runs whose largest attention logit passed 1e4 diverged; at 1e3 the loss suffers (Wortsman et al. 2023, section 3.1).
+ATTENTION_LOGIT_LIMIT = 1e4
+# bf16 holds 8 bits: between 64 and 128 its numbers lie half a unit apart, and a probability is known to a factor of 1.3.
+LOG_Z_LIMIT = 64.0
+GAIN_LIMIT = 10.0  # times where it began, either way

@@ -66,7 +66,7 @@ def lines_over_depth(
                 y=finite(rows["expected"], log=log_y),
                 name="closed form at init" if len(stacks) == 1 else f"stack {stack}, closed form at init",
                 mode="lines",
-                line={"color": "#666666", "dash": "dot", "width": 1.5},
+                line={"color": PALETTE[-1], "dash": "dot", "width": 1.5},
                 hovertemplate="depth %{x}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
             )
         )
