@@ -121,3 +121,9 @@ ATTENTION_LOGIT_LIMIT = 1e4
 # bf16 holds 8 bits: between 64 and 128 its numbers lie half a unit apart, and a probability is known to a factor of 1.3.
 LOG_Z_LIMIT = 64.0
 GAIN_LIMIT = 10.0  # times where it began, either way
+
+# A run beside the recording of a good one: values may lie this many times outside the range that the good run took at steps
+# within a factor of BASELINE_NEAR. Seeds of one run differ by less than 1.5 in all but single steps (docs/forecasts.md's runs).
+BASELINE_APART = 3.0
+BASELINE_NEAR = 1.5
+BASELINE_LASTS = 2  # sampled steps outside in a row: a spike of one batch is none
