@@ -124,16 +124,16 @@ def _departures(quantity: Quantity, tables: Tables, baseline: Tables) -> Iterato
     good = {tuple(place): rows for place, rows in groups(_known(quantity, baseline), *keys)}
     for place, rows in groups(_known(quantity, tables), *keys):
         if tuple(place) in good:
-            yield from _first(quantity, rows, good[tuple(place)])
+            yield from _first(rows, good[tuple(place)])
 
 
 def _known(quantity: Quantity, tables: Tables) -> pd.DataFrame:
     rows = quantity.rows(tables)
     rows = rows.assign(value=rows[quantity.column].astype(float).clip(lower=quantity.floor))
-    return rows[np.isfinite(rows["value"])].sort_values("step")
+    return pd.DataFrame(rows[np.isfinite(rows["value"])].sort_values("step"))
 
 
-def _first(quantity: Quantity, rows: pd.DataFrame, good: pd.DataFrame) -> Iterator[_Departure]:
+def _first(rows: pd.DataFrame, good: pd.DataFrame) -> Iterator[_Departure]:
     """Yield the first of enough steps in a row outside the band, if there are any."""
     steps, values = good["step"].to_numpy(float) + 1, good["value"].to_numpy(float)
     run: list[_Departure] = []

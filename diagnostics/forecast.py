@@ -69,13 +69,18 @@ def forecasts(tables: Tables) -> list[Finding]:
     return found
 
 
+_GROWTH = {
+    "exponential": "grows exponentially",
+    "power": "grows as a power of the step",
+    "linear": "grows linearly",
+    "root": "grows as a root of the step",
+}
+
+
 def _finding(quantity: Quantity, when: Reach, series: Series) -> Finding:
     last, first = int(series.frame["step"].iloc[-1]), int(series.frame["step"].iloc[0])
     value = float(series.frame["value"].iloc[-1])
     is_soon = when.step - last <= FORECAST_SOON * (last - first)
-    growth = (
-        f"doubles every {when.doubling:,.0f} steps" if when.law == "exponential" else "grows as a power of the step"
-    )
     band = (
         f"between {when.earliest:,.0f} and {when.latest:,.0f}"
         if math.isfinite(when.latest)
@@ -89,8 +94,8 @@ def _finding(quantity: Quantity, when: Reach, series: Series) -> Finding:
         component=series.where,
         module_path="",
         step=last,
-        sentence=f"{quantity.name} {series.where} is {value:.3g} at step {last:,} and {growth}: if it goes on, it reaches "
-        f"{series.limit:,.6g} at step {when.step:,.0f} ({band}), where {quantity.then}.",
+        sentence=f"{quantity.name} {series.where} is {value:.3g} at step {last:,} and {_GROWTH[when.law]}: if it goes "
+        f"on, it reaches {series.limit:,.6g} at step {when.step:,.0f} ({band}), where {quantity.then}.",
         evidence=Evidence(
             f"step at which {quantity.name.lower()} reaches {series.limit:,.6g}", when.step, None, quantity.law
         ),

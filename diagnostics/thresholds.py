@@ -110,10 +110,11 @@ FORECAST_MOST_POINTS = 64  # evenly spread: pairs of points are compared
 FORECAST_ORDERED = 0.6  # Kendall's tau; noise alone has 0, with a standard deviation of .28 at 8 points and .1 at 64
 FORECAST_SIGNIFICANT = 4.0  # growth over the window, in robust standard deviations of what the line leaves
 FORECAST_STEADY = 0.6  # slope of the window's last half over that of its first: a series that saturates falls below
-FORECAST_MISS = 0.25  # of the growth seen: what the law may miss on the third of the window that it was not shown
-FORECAST_SEEN = (
-    0.2  # growth seen over growth still missing, in logarithms: nothing is carried on more than five times as far
-)
+# Growth seen over growth still missing, in the law's own unit: nothing is carried on three times as far.
+FORECAST_SEEN = 0.35
+# Times the best law's miss on what it was not shown: up to this another law's band counts as well.
+FORECAST_RIVAL = 3.0
+FORECAST_WIDEST = 2.0  # times the time that is left: a band that is wider either way tells nothing
 FORECAST_FARTHEST = 10.0  # times the run so far
 FORECAST_SOON = 0.5  # of the run so far: within it a forecast is a warning
 # Runs whose largest attention logit passed 1e4 diverged; at 1e3 the loss suffers (Wortsman et al. 2023, section 3.1).
@@ -123,7 +124,7 @@ LOG_Z_LIMIT = 64.0
 GAIN_LIMIT = 10.0  # times where it began, either way
 
 # A run beside the recording of a good one: values may lie this many times outside the range that the good run took at steps
-# within a factor of BASELINE_NEAR. Seeds of one run differ by less than 1.5 in all but single steps (docs/forecasts.md's runs).
+# within a factor of BASELINE_NEAR.
 BASELINE_APART = 3.0
 BASELINE_NEAR = 1.5
 BASELINE_LASTS = 2  # sampled steps outside in a row: a spike of one batch is none
