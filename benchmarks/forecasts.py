@@ -185,8 +185,8 @@ Written by `python benchmarks/forecasts.py docs/forecasts.md`. Each run trains a
 said, byte tokens of the standard library's source, AdamW, {n_steps} steps, every {EVERY}th sampled, seed {SEED}; the
 thresholds were chosen with seed 0). A forecast sees the first {", ".join(f"{c:.0%}" for c in CUTS)} of the run and is asked
 when a quantity reaches a value that the run takes at {", ".join(f"{a:g}" for a in AHEAD)} times the steps seen, and when it
-reaches twice the largest value of the whole run, which it never takes. The actual time is that of running medians over five samples. False: foretold within what was hidden, and did
-not come.
+reaches twice the largest value of the whole run, which it never takes. The actual time is that of running medians over five
+samples. False: foretold within what was hidden, and did not come.
 
 | run | last loss | largest attention logit | largest state | questions | forecasts at the end, real limits |
 |---|---|---|---|---|---|

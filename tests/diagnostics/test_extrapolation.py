@@ -28,7 +28,7 @@ def test_exponential_growth_reaches_its_limit_when_it_does(size: float) -> None:
 
 @pytest.mark.parametrize("power", [1.0, 2.5])
 def test_a_power_of_the_step_reaches_its_limit_when_it_does(power: float) -> None:
-    found = reach(STEPS, (1.0 + STEPS) ** power * noise(0.02), 800.0**power)
+    found = reach(STEPS, (1.0 + STEPS) ** power * noise(0.005), 800.0**power)
 
     assert found is not None
     assert found.law == "power" or power == 1.0
