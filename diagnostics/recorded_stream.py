@@ -215,7 +215,9 @@ def _attention(scales: Scales, branch: Branch, weights: list[tuple[str, str | No
             raise NoTheoryError(f"queries, keys and values in {where} have different scales, and are not told apart")
         index = 0 if len(stds) < 3 else value_index(*place, stds, smallest, per_product, read_rms)
         product = math.prod(stds) / stds[index] if len(stds) == 3 else stds[0] ** 2
-        logits_std = per_product * product
+        # What else scales or bounds logits, as a soft cap does, shows in those that were recorded.
+        logits_std, seen = per_product * product, unit_logits(*place) / read_rms**2
+        logits_std = logits_std if seen / 2 < logits_std < 2 * seen else seen
     else:
         index, logits_std = len(stds) - 1, unit_logits(*place)
     heads = scales.size(out) / width
