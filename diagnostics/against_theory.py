@@ -84,6 +84,8 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
     row = order.iloc[worst]
     observed, expected = float(row["observed"]), float(row["expected"])
     is_ill = abs(float(logs[worst])) > math.log(max(THEORY_APART, band**2))
+    # No hook sees the terms of a parallel block both before and after what multiplies them.
+    is_seen = all(b.kind != "parallel" for b in tables.anatomy.branches if b.stack == prediction.stack)
     what = "state RMS" if is_state else "gradient RMS"
     name = tables.stack_name(prediction.stack)
     if is_ill:
@@ -94,6 +96,8 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
             f"{expected:.3g}. Most of the distance arises at depth {int(start['depth'])} ({start['branch']}"
             + (f" of block {int(start['block'])})." if start["block"] >= 0 else ").")
         )
+        if not is_seen:
+            sentence += " What multiplies the terms of a parallel block is not seen: it may be design."
     else:
         start = row
         sentence = (
@@ -103,7 +107,7 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
     code = "state-theory" if is_state else "gradient-theory"
     return Finding(
         code=code.replace("theory", "unlike-theory") if is_ill else code,
-        severity="warning" if is_ill else "info",
+        severity="warning" if is_ill and is_seen else "info",
         confidence=0.6,
         block=int(start["block"]) if is_ill and start["block"] >= 0 else None,
         component=f"stack {prediction.stack}" if not is_ill else str(start["branch"]),

@@ -70,6 +70,18 @@ def test_gradients_that_a_branch_multiplies_beside_its_weights_are_named_where_i
     assert finding.evidence.observed > 2 * (finding.evidence.expected or 0)
 
 
+def test_a_factor_in_a_parallel_block_may_be_design_and_is_a_remark() -> None:
+    model = reference(is_parallel=True, activation="relu")
+    for block in model.blocks:
+        block.mlp.down = Louder(block.mlp.down, 0.2, 1.0)
+
+    found = against_theory(Tables(check_up(model)))
+
+    assert found[0].code == "state-unlike-theory"
+    assert "it may be design" in found[0].sentence
+    assert {finding.severity for finding in found} == {"info"}
+
+
 def test_the_slopes_are_told_beside_those_of_the_closed_form() -> None:
     tables = Tables(check_up(reference(init="xavier")))
 
