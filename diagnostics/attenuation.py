@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from .against_theory import expected_slope
 from .finding import Evidence, Finding
 from .frames import block_states, groups, slope
 from .tables import Tables
@@ -49,6 +50,10 @@ def _slope_finding(tables: Tables, stack: int, step: int, value: float, rows: pd
         sentence = f"The gradient {'shrinks' if shrinks else 'grows'} on its way down{name}, {path}."
     else:
         sentence = f"Gradients reach every block{name}. At the steepest they go {path}."
+    law, expected = "a sound residual stack keeps it near 0", expected_slope(tables, stack, step, "gradient")
+    if expected is not None:
+        law = "closed form of this stack at init, from its placement and the scales of its weights"
+        sentence += f" The closed form of these weights gives {abs(expected):.2g} per block."
     on_stream = tables.placement(stack) == "post"
     cure = "Move the norms off the residual stream (pre-norm)" if on_stream else "Norm what each branch reads"
     return Finding(
@@ -63,8 +68,8 @@ def _slope_finding(tables: Tables, stack: int, step: int, value: float, rows: pd
         evidence=Evidence(
             "slope of ln gradient RMS per block",
             value,
-            0.0,
-            "a sound residual stack keeps it near 0",
+            0.0 if expected is None else expected,
+            law,
             GRADIENT_SLOPE_LIMIT,
         ),
         remedy=f"{cure}, scale the last projections by 1/sqrt(2 x blocks) at init, or warm up more slowly."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +13,9 @@ from rheoscope.probes.errors import DiagnosisError
 from rheoscope.probes.recording import Recording
 
 from .diagnosis import Diagnosis, diagnose
+from .expected import Prediction, theory_of_recording
 from .frames import block_states, slope
 from .tables import Tables
-from .theory import Start, predict
 
 
 @dataclass(frozen=True)
@@ -120,29 +120,17 @@ class Comparison:
         return pd.DataFrame(rows, columns=["group", "label", "amplification_exponent"])
 
     def predictions(self) -> dict[str, pd.DataFrame]:
-        """Return, where the recording names its init, the closed form: depth, rms, gradient, transmission.
+        """Return the closed form by label: depth, rms, gradient, transmission, of the last stack.
 
-        ``gradient`` is scaled to the measured RMS at the last state. A label is absent where the recording is not a
-        check-up at init that names its theory, or where its assumptions do not hold.
+        A label is absent where its recording is not of a model at init, or where the closed forms do not hold.
         """
         found = {}
         for label in self.labels:
-            recording = self.initial(label)
-            given = recording.manifest.get("theory")
-            tables = Tables(recording)
-            state, profile = first_step(tables.state_rms()), first_step(tables.gradient_profile())
-            energy, last = (
-                first(state[state["depth"] == 0]["rms"]),
-                first(profile.sort_values("depth")["rms"].iloc[::-1]),
-            )
-            known = {f.name for f in fields(Start)} - {"energy"}
-            if not isinstance(given, dict) or energy is None or last is None or not set(given) <= known:
-                continue
-            try:
-                frame = predict(Start(**given, energy=energy**2))
-            except (ValueError, TypeError):
-                continue
-            found[label] = frame.assign(gradient=frame["gradient"] * last)
+            tables = Tables(self.initial(label))
+            last = max((stack.index for stack in tables.anatomy.stacks), default=0)
+            prediction = theory_of_recording(tables, last)
+            if isinstance(prediction, Prediction):
+                found[label] = prediction.frame
         return found
 
 

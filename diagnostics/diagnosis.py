@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, overload
 
 import pandas as pd
 from rheoscope.probes.errors import RecordingError
 from rheoscope.probes.recording import Recording
 
+from .against_theory import against_theory, not_compared
 from .attenuation import gradient_slope, skip_path
+from .baseline import against_baseline
+from .baseline import not_compared as beyond
 from .biases import bias_share
 from .finding import SEVERITIES, Finding
+from .forecast import forecasts
 from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
 from .residual import range_of_fp16, residual_growth
@@ -47,12 +52,14 @@ RULES: tuple[Rule, ...] = (
     gradient_slope,
     skip_path,
     residual_growth,
+    against_theory,
     range_of_fp16,
     update_siblings,
     update_ratio,
     untrained,
     bias_share,
     unusual,
+    forecasts,
 )
 
 
@@ -110,35 +117,38 @@ class Diagnosis(Sequence[Finding]):
         return iter(self.findings)
 
 
-def diagnose(recording: Recording) -> Diagnosis:
-    """Judge ``recording`` by every rule; a pure function of it.
+def diagnose(recording: Recording, baseline: Recording | None = None) -> Diagnosis:
+    """Judge ``recording`` by every rule; a pure function of it, and of the ``baseline`` where one is given.
 
     Args:
         recording: of a run or of a check-up.
+        baseline: of a good run of the same model, whose values at like steps are the band that this run is held against.
 
     Returns:
         The findings, and what could not be judged and why.
 
     Raises:
-        RecordingError: a table cannot be read.
+        RecordingError: a table cannot be read, or the baseline is of another model.
     """
     tables = Tables(recording)
+    good = None if baseline is None else Tables(baseline)
+    beside = () if good is None else (partial(against_baseline, baseline=good),)
     found: list[Finding] = []
     failed: list[str] = []
-    for rule in RULES:
+    for rule in (*RULES, *beside):
         try:
             found += rule(tables)
         except RecordingError:
             raise
         except Exception as error:  # noqa: BLE001 - a recording that contradicts itself is still judged by the other rules
-            words = rule.__name__.replace("_", " ")
+            words = getattr(rule, "__name__", "against baseline").replace("_", " ")
             failed.append(
                 f"Not judged by the rule {words}: it failed on this recording ({type(error).__name__}: {error!s:.200})."
             )
     ranked = sorted(
         found, key=lambda f: (-SEVERITIES.index(f.severity), f.step, -f.confidence, f.block is None, f.block or 0)
     )
-    return Diagnosis(tuple(ranked), (*failed, *_not_judged(tables)))
+    return Diagnosis(tuple(ranked), (*failed, *_not_judged(tables), *([] if good is None else beyond(tables, good))))
 
 
 def _not_judged(tables: Tables) -> Iterator[str]:
@@ -158,6 +168,7 @@ def _not_judged(tables: Tables) -> Iterator[str]:
         if stack.n_blocks < LEAST_BLOCKS:
             has = f"{stack.n_blocks} block{'s' if stack.n_blocks != 1 else ''}"
             yield f"Trends over depth were not judged in stack {stack.index}: they need {LEAST_BLOCKS} blocks, it has {has}."
+    yield from not_compared(tables)
     updates = tables.update_ratios()
     if not len(updates):
         yield "Updates were not judged: no optimizer step was recorded."

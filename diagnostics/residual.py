@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .against_theory import expected_slope
 from .finding import Evidence, Finding
 from .frames import block_states, groups, largest, slope
 from .tables import Tables
@@ -18,6 +19,12 @@ def residual_growth(tables: Tables) -> list[Finding]:
         if value is None or len(rows) < LEAST_BLOCKS:
             continue
         first, last = float(rows["rms"].iloc[0]), float(rows["rms"].iloc[-1])
+        law, expected = (
+            "normed branches add energy: RMS grows like the square root of depth",
+            expected_slope(tables, stack, step, "rms"),
+        )
+        if expected is not None:
+            law = "closed form of this stack at init, from its placement and the scales of its weights"
         is_ill = value > RESIDUAL_SLOPE_LIMIT and not last < RESIDUAL_LEAST_TOTAL * first
         found.append(
             Finding(
@@ -31,12 +38,13 @@ def residual_growth(tables: Tables) -> list[Finding]:
                 sentence=f"The residual stream's RMS{tables.stack_name(stack)} is {first:.3g} after block "
                 f"{int(rows['block'].iloc[0])} and "
                 f"{last:.3g} after block {int(rows['block'].iloc[-1])} (step {step}; trend {value:+.2g} in ln RMS per block)"
-                + (": it multiplies with depth." if is_ill else "."),
+                + (": it multiplies with depth." if is_ill else ".")
+                + ("" if expected is None else f" The closed form of these weights gives {expected:+.2g} per block."),
                 evidence=Evidence(
                     "slope of ln state RMS per block",
                     value,
-                    0.0,
-                    "normed branches add energy: RMS grows like the square root of depth",
+                    0.0 if expected is None else expected,
+                    law,
                     RESIDUAL_SLOPE_LIMIT,
                 ),
                 remedy="Norm the branches' inputs, or scale their last projections by 1/sqrt(2 x blocks) at init."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,11 @@ class Tables:
     @cached_property
     def _outstanding(self) -> frozenset[int]:
         return outstanding(self.recording)
+
+    @cached_property
+    def kept(self) -> dict[tuple[str, int], Any]:
+        """What others derived from these tables and ask for again, by name and stack."""
+        return {}
 
     @cached_property
     def _frames(self) -> dict[str, pd.DataFrame]:

@@ -93,3 +93,44 @@ FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched so
 LOGIT_SCALE_ALIKE = 1.5
 
 DROPOUT_APART = 0.05  # share dropped: dropouts are chosen in steps of a tenth
+
+# Closed forms: see docs/theory.md for what they were measured against.
+# Attention weights whose entropy is further than this (nats) from that of even weights less half the logits' variance see fewer
+# tokens than they may, or prefer some: over 32 tokens a window of half of them lies .5 apart.
+UNIFORM_ENTROPY_APART = 0.1
+HIDDEN_ALIKE = 1.15  # RMS of a hidden layer over the closed form: units of one init agree within 3 % at width 64
+# Bands of the closed forms: a fraction, more of it for gradients where logits vary, and more for both in narrow streams.
+THEORY_RMS_BAND = 0.05
+THEORY_GRADIENT_BAND = 0.1
+THEORY_GRADIENT_BAND_LOGITS = 0.3  # times the largest variance of a query's logits
+NARROW = 1.0  # over the root of the width
+# A fresh model is unlike its closed form from this factor on, and from its band squared: none of the designs of docs/theory.md
+# comes near, and what scales a stream beside its weights does.
+THEORY_APART = 2.0
+LAST_GRADIENT_APART = 3.0  # tokens over tokens that carry the loss
+
+# Forecasts: see docs/forecasts.md for the backtest. Growth is followed over the last half of the run, on at least so many points.
+FORECAST_WINDOW = 0.5
+FORECAST_LEAST_POINTS = 8
+FORECAST_MOST_POINTS = 64  # evenly spread: pairs of points are compared
+FORECAST_ORDERED = 0.6  # Kendall's tau; noise alone has 0, with a standard deviation of .28 at 8 points and .1 at 64
+FORECAST_SIGNIFICANT = 4.0  # growth over the window, in robust standard deviations of what the line leaves
+FORECAST_STEADY = 0.6  # slope of the window's last half over that of its first: a series that saturates falls below
+# Growth seen over growth still missing, in the law's own unit: nothing is carried on three times as far.
+FORECAST_SEEN = 0.35
+# Times the best law's miss on what it was not shown: up to this another law's band counts as well.
+FORECAST_RIVAL = 3.0
+FORECAST_WIDEST = 2.0  # times the time that is left: a band that is wider either way tells nothing
+FORECAST_FARTHEST = 10.0  # times the run so far
+FORECAST_SOON = 0.5  # of the run so far: within it a forecast is a warning
+# Runs whose largest attention logit passed 1e4 diverged; at 1e3 the loss suffers (Wortsman et al. 2023, section 3.1).
+ATTENTION_LOGIT_LIMIT = 1e4
+# bf16 holds 8 bits: between 64 and 128 its numbers lie half a unit apart, and a probability is known to a factor of 1.3.
+LOG_Z_LIMIT = 64.0
+GAIN_LIMIT = 10.0  # times where it began, either way
+
+# A run beside the recording of a good one: values may lie this many times outside the range that the good run took at steps
+# within a factor of BASELINE_NEAR.
+BASELINE_APART = 3.0
+BASELINE_NEAR = 1.5
+BASELINE_LASTS = 2  # sampled steps outside in a row: a spike of one batch is none

@@ -9,8 +9,9 @@ from rheoscope.probes.errors import LabError
 _CHOICES = {
     "norm_placement": ("pre", "post", "double", "reordered"),
     "norm_kind": ("layernorm", "rmsnorm"),
-    "activation": ("relu", "gelu", "silu"),
+    "activation": ("relu", "gelu", "silu", "swiglu"),
     "init": ("normal", "xavier"),
+    "depth_scaling": ("none", "gpt2", "deepnorm"),
 }
 
 
@@ -22,17 +23,20 @@ class Architecture:
         n_blocks: blocks of one attention and one MLP branch.
         width: size of the residual stream.
         n_heads: attention heads; they divide the width.
-        mlp_width: hidden units of an MLP; 0 for 4 x width.
+        mlp_width: hidden units of an MLP; 0 for 4 x width, 8/3 x width with a gate.
         vocabulary: number of tokens.
         context: most positions.
         norm_placement: pre, post, double or reordered; post has no final norm, the others have one.
         norm_kind: layernorm or rmsnorm.
         biases: whether projections and LayerNorms have biases; the head never has one.
-        activation: relu, gelu (exact) or silu.
+        activation: relu, gelu (exact), silu or swiglu (SiLU times a gate).
         is_parallel: attention and MLP read the same state and are added at once; pre-norm only.
         init: normal (every matrix N(0, init_std^2)) or xavier (each matrix its Xavier-normal std; embeddings N(0, 1)).
         init_std: of the normal init, and of the head in both.
         dropout: after each branch.
+        qk_norm: whether the queries and keys of each head are normed.
+        depth_scaling: gpt2 (last projections of std / sqrt(2 x blocks) at init), deepnorm (skips times (2 x blocks)^(1/4);
+            values, last projections and MLPs of std / (8 x blocks)^(1/4); post-norm only) or none.
 
     Raises:
         LabError: two fields contradict each other, or one has no known value.
@@ -52,6 +56,8 @@ class Architecture:
     init: str = "normal"
     init_std: float = 0.02
     dropout: float = 0.0
+    qk_norm: bool = False
+    depth_scaling: str = "none"
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -70,10 +76,20 @@ class Architecture:
             raise LabError(
                 f"Expected is_parallel only with norm_placement='pre', got {self.norm_placement!r}. Set one or the other."
             )
+        if self.depth_scaling == "deepnorm" and self.norm_placement != "post":
+            raise LabError(
+                f"Expected depth_scaling='deepnorm' only with norm_placement='post', got {self.norm_placement!r}. Set one or the "
+                "other."
+            )
         if not 0 <= self.dropout < 1:
             raise LabError(f"Expected 0 <= dropout < 1, got {self.dropout}. Pass a share.")
 
     @property
     def hidden(self) -> int:
         """Hidden units of an MLP."""
-        return self.mlp_width or 4 * self.width
+        return self.mlp_width or (8 * self.width // 3 if self.activation == "swiglu" else 4 * self.width)
+
+    @property
+    def skip_scale(self) -> float:
+        """Factor of the skip in every add."""
+        return (2 * self.n_blocks) ** 0.25 if self.depth_scaling == "deepnorm" else 1.0

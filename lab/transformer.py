@@ -12,7 +12,7 @@ from torch.nn import functional
 from .architecture import Architecture
 
 NORM_EPS = 1e-6
-_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "swiglu": nn.SiLU}
 
 
 class Output(NamedTuple):
@@ -34,6 +34,10 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width, bias=bias)
         self.value = nn.Linear(width, width, bias=bias)
         self.output = nn.Linear(width, width, bias=bias)
+        self.query_norm, self.key_norm = (
+            norm(architecture, width // architecture.n_heads) if architecture.qk_norm else nn.Identity()
+            for _ in range(2)
+        )
         self.dropout = nn.Dropout(architecture.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,25 +45,32 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         heads = (batch, length, self.n_heads, width // self.n_heads)
         q, k, v = (project(x).view(heads).transpose(1, 2) for project in (self.query, self.key, self.value))
+        q, k = self.query_norm(q), self.key_norm(k)
         gathered = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         y: Tensor = self.dropout(self.output(gathered.transpose(1, 2).reshape(batch, length, width)))
         return y
 
 
 class MLP(nn.Module):
-    """Two projections with an activation between."""
+    """Two projections with an activation between, and a gate beside the first where the architecture has one."""
 
     def __init__(self, architecture: Architecture) -> None:
         """Make the projections and the dropout after the last."""
         super().__init__()
         self.up = nn.Linear(architecture.width, architecture.hidden, bias=architecture.biases)
+        self.gate = (
+            nn.Linear(architecture.width, architecture.hidden, bias=architecture.biases)
+            if architecture.activation == "swiglu"
+            else None
+        )
         self.activation = _ACTIVATIONS[architecture.activation]()
         self.down = nn.Linear(architecture.hidden, architecture.width, bias=architecture.biases)
         self.dropout = nn.Dropout(architecture.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the MLP of every position."""
-        y: Tensor = self.dropout(self.down(self.activation(self.up(x))))
+        hidden = self.activation(self.up(x))
+        y: Tensor = self.dropout(self.down(hidden if self.gate is None else hidden * self.gate(x)))
         return y
 
 
@@ -71,7 +82,7 @@ class Block(nn.Module):
         super().__init__()
         placement = architecture.norm_placement
         self.attention, self.mlp = Attention(architecture), MLP(architecture)
-        self.is_parallel = architecture.is_parallel
+        self.is_parallel, self.skip_scale = architecture.is_parallel, architecture.skip_scale
         before, after = placement in ("pre", "double"), placement in ("double", "reordered")
         self.attention_in, self.mlp_in = (norm(architecture) if before else nn.Identity() for _ in range(2))
         self.attention_out, self.mlp_out = (norm(architecture) if after else nn.Identity() for _ in range(2))
@@ -84,8 +95,10 @@ class Block(nn.Module):
         if self.is_parallel:
             y: Tensor = x + self.attention(self.attention_in(x)) + self.mlp(self.mlp_in(x))
             return y
-        x = self.attention_post(x + self.attention_out(self.attention(self.attention_in(x))))
-        z: Tensor = self.mlp_post(x + self.mlp_out(self.mlp(self.mlp_in(x))))
+        skip = x if self.skip_scale == 1 else self.skip_scale * x
+        x = self.attention_post(skip + self.attention_out(self.attention(self.attention_in(x))))
+        skip = x if self.skip_scale == 1 else self.skip_scale * x
+        z: Tensor = self.mlp_post(skip + self.mlp_out(self.mlp(self.mlp_in(x))))
         return z
 
 
@@ -127,36 +140,20 @@ class ReferenceTransformer(nn.Module):
                 std = math.sqrt(0.5)  # two embeddings are summed: state 0 has unit variance
             elif self.architecture.init == "xavier" and not name.startswith("head"):
                 std = math.sqrt(2 / sum(parameter.shape))
-            parameter.normal_(0.0, std, generator=generator)
+            parameter.normal_(0.0, std * self._depth_factor(name), generator=generator)
+
+    def _depth_factor(self, name: str) -> float:
+        """Return by what the depth scales the init of a matrix (Radford et al. 2019; Wang et al. 2022, DeepNet)."""
+        scaling, depth = self.architecture.depth_scaling, self.architecture.n_blocks
+        if scaling == "gpt2" and name.endswith(("output.weight", "down.weight")):
+            return math.sqrt(1 / (2 * depth))
+        is_deep = scaling == "deepnorm" and (".mlp." in name or name.endswith(("value.weight", "output.weight")))
+        return math.sqrt(math.sqrt(1 / (8 * depth))) if is_deep else 1.0
 
 
-def norm(architecture: Architecture) -> nn.Module:
-    """Return one norm over the width."""
+def norm(architecture: Architecture, width: int = 0) -> nn.Module:
+    """Return one norm over ``width``, 0 for that of the stream."""
+    width = width or architecture.width
     if architecture.norm_kind == "rmsnorm":
-        return nn.RMSNorm(architecture.width, eps=NORM_EPS)
-    return nn.LayerNorm(architecture.width, eps=NORM_EPS, bias=architecture.biases)
-
-
-def theory_of(architecture: Architecture, n_tokens: int) -> dict[str, float | int | str | bool] | None:
-    """Return what the closed-form prediction starts from, on uniformly random tokens; None where there is none.
-
-    It knows relu and gelu in serial blocks; SiLU and parallel blocks have none here.
-    """
-    if architecture.is_parallel or architecture.activation not in ("relu", "gelu"):
-        return None
-    d, f = architecture.width, architecture.hidden
-    square = 1 / d if architecture.init == "xavier" else architecture.init_std**2
-    wide = 2 / (d + f) if architecture.init == "xavier" else architecture.init_std**2
-    return {
-        "placement": architecture.norm_placement,
-        "n_blocks": architecture.n_blocks,
-        "attention_gain": (d * square) ** 2,
-        "hidden_energy": d * wide,
-        "output_gain": f * wide,
-        "input_gain_backward": f * wide * d * wide,
-        "activation": architecture.activation,
-        "n_tokens": n_tokens,
-        "logits_std": d * square,
-        "norm_eps": NORM_EPS,
-        "is_causal": True,
-    }
+        return nn.RMSNorm(width, eps=NORM_EPS)
+    return nn.LayerNorm(width, eps=NORM_EPS, bias=architecture.biases)

@@ -106,7 +106,7 @@ def _run(recording: Recording, diagnosis: Diagnosis) -> dict[str, Any]:
         "anatomy_sentence": words.anatomy_sentence(recording.anatomy),
         "sketches": _pictures(recording.anatomy),
         "branches": frame.drop(columns=[c for c in ("stack",) if len(recording.anatomy.stacks) < 2]),
-        "not_judged": diagnosis.not_judged,
+        "not_judged": [plain(sentence, 500) for sentence in diagnosis.not_judged],
         "not_measured": words.not_measured(recording),
         "events": list(words.events(recording)),
         "provenance": words.provenance(recording),

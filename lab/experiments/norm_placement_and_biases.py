@@ -14,7 +14,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.corpus import batches
 from rheoscope.lab.threads import one_thread
 from rheoscope.lab.training import train
-from rheoscope.lab.transformer import ReferenceTransformer, theory_of
+from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.check_up import examine
 from rheoscope.probes.recording import Recording
 from torch import Tensor
@@ -108,11 +108,7 @@ def report(on_progress: OnProgress | None, done: int, total: int, text: str) -> 
 def _examined(cell: Variant, n_blocks: int, tokens: Tensor) -> Recording:
     architecture = replace(cell.architecture, n_blocks=n_blocks)
     recording = examine(ReferenceTransformer(architecture, seed=0), tokens, label=f"{cell.label}, at init")
-    recording.manifest |= {
-        "group": cell.group,
-        "variant": cell.name,
-        "theory": theory_of(architecture, tokens.shape[1]),
-    }
+    recording.manifest |= {"group": cell.group, "variant": cell.name}
     return recording
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,7 +24,9 @@ def n_stacks(frame: pd.DataFrame) -> int:
     return int(frame["stack"].nunique()) if len(frame) else 0
 
 
-def lines_over_depth(frame: pd.DataFrame, column: str, y: str, *, log_y: bool = True) -> go.Figure:
+def lines_over_depth(
+    frame: pd.DataFrame, column: str, y: str, *, log_y: bool = True, theory: Mapping[int, pd.DataFrame] | None = None
+) -> go.Figure:
     """Return one line a stack and step, first step to last, at most six steps; hovering names the place.
 
     Args:
@@ -30,6 +34,7 @@ def lines_over_depth(frame: pd.DataFrame, column: str, y: str, *, log_y: bool = 
         column: what is drawn.
         y: title of the axis, with its unit.
         log_y: whether the axis is logarithmic; values of 0 are then drawn nowhere and stay in the table.
+        theory: stack -> columns depth and expected, drawn thin and dashed.
     """
     drawn = figure(x="depth: residual adds passed", y=y, log_y=log_y)
     steps = chosen(sorted({int(step) for step in frame["step"]}), MOST_LINES)
@@ -54,6 +59,17 @@ def lines_over_depth(frame: pd.DataFrame, column: str, y: str, *, log_y: bool = 
                     hovertemplate="%{text}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
                 )
             )
+    for stack, rows in (theory or {}).items():
+        drawn.add_trace(
+            go.Scatter(
+                x=rows["depth"].tolist(),
+                y=finite(rows["expected"], log=log_y),
+                name="closed form at init" if len(stacks) == 1 else f"stack {stack}, closed form at init",
+                mode="lines",
+                line={"color": PALETTE[-1], "dash": "dot", "width": 1.5},
+                hovertemplate="depth %{x}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
+            )
+        )
     return settled(drawn)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
+from rheoscope.diagnostics.against_theory import predicted_states
 from rheoscope.diagnostics.frames import block_states
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, figure, number, plot_text, settled
@@ -29,10 +30,12 @@ def gradient_by_depth(tables: Tables) -> Chart:
     last = blocks[blocks["step"] == blocks["step"].max()].sort_values(["stack", "depth"])
     if not len(last):
         return Chart(key, "Gradient by depth", reading, absent="No state behind a block shows its gradient.")
+    theory = predicted_states(tables, "gradient")
+    reading += " Dotted: the closed form of the weights at init." if theory else ""
     first, final = float(last["rms"].iloc[0]), float(last["rms"].iloc[-1])
     ratio = first / final if final > 0 else None
     title = f"Gradient RMS after the first block is {number(ratio)} times that after the last"
-    return Chart(key, title, reading, lines_over_depth(frame, "rms", "gradient RMS"), table=frame)
+    return Chart(key, title, reading, lines_over_depth(frame, "rms", "gradient RMS", theory=theory), table=frame)
 
 
 def gradient_heatmap(tables: Tables) -> Chart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rheoscope.diagnostics.against_theory import predicted_states
 from rheoscope.diagnostics.frames import block_states
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
@@ -32,9 +33,11 @@ def state_by_depth(tables: Tables) -> Chart:
             reading,
             absent="No step was sampled, so no state behind a block was recorded.",
         )
+    theory = predicted_states(tables, "rms")
+    reading += " Dotted: the closed form of the weights at init." if theory else ""
     first, final = float(last["rms"].iloc[0]), float(last["rms"].iloc[-1])
     title = f"The stream's RMS goes from {number(first)} after the first block to {number(final)} after the last"
-    return Chart(key, title, reading, lines_over_depth(frame, "rms", "state RMS"), table=frame)
+    return Chart(key, title, reading, lines_over_depth(frame, "rms", "state RMS", theory=theory), table=frame)
 
 
 def state_heatmap(tables: Tables) -> Chart:

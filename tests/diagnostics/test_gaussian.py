@@ -12,7 +12,14 @@ from rheoscope.diagnostics.gaussian import MOMENTS, SLOPES
 from torch import Tensor
 from torch.nn import functional
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "relu_squared": lambda x: functional.relu(x) ** 2,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
 CASES = [(v, r) for v in (0.1, 1.0, 4.0) for r in (-0.5, 0.0, 0.3, 0.9)]
 
 
@@ -60,3 +67,16 @@ def test_the_slope_of_one_unit_alone_is_the_mean_square_slope(name: str) -> None
     expected = float(slope_of(FUNCTIONS[name])(z).square().mean())
 
     assert float(SLOPES[name](1.0, np.array(1.0))) == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", ["relu", "relu_squared", "silu", "sigmoid", "tanh"])
+def test_two_tokens_of_different_variance_have_the_moment_of_their_own_integral(name: str) -> None:
+    function, variances, r = FUNCTIONS[name], np.array([0.3, 2.0]), 0.6
+    z = torch.randn(2, 2_000_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = math.sqrt(variances[0]) * z[0]
+    y = math.sqrt(variances[1]) * (r * z[0] + math.sqrt(1 - r * r) * z[1])
+
+    expected = float((function(x) * function(y)).mean())
+
+    found = MOMENTS[name](variances, np.array([[1.0, r], [r, 1.0]]))
+    assert float(found[0, 1]) == pytest.approx(expected, rel=1e-2)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
-from rheoscope.lab.transformer import Attention, ReferenceTransformer, theory_of
+from rheoscope.lab.transformer import Attention, ReferenceTransformer
 from rheoscope.probes.check_up import examine
 from rheoscope.probes.discovery import discover
+from rheoscope.probes.errors import LabError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -186,6 +187,55 @@ def test_biases_that_start_at_zero_change_nothing_at_init() -> None:
     assert torch.equal(with_biases(tokens()).logits, without(tokens()).logits)
 
 
-@pytest.mark.parametrize("choice", [{"activation": "silu"}, {"is_parallel": True}])
-def test_a_design_without_a_closed_form_says_so(choice: dict[str, Any]) -> None:
-    assert theory_of(Architecture(**choice), 16) is None
+def test_gpt2_scaling_divides_the_last_projections_by_the_root_of_twice_the_depth() -> None:
+    plain, scaled = (
+        dict(ReferenceTransformer(Architecture(**SMALL, depth_scaling=scaling), seed=1).named_parameters())
+        for scaling in ("none", "gpt2")
+    )
+
+    for name, parameter in plain.items():
+        is_last = name.endswith(("output.weight", "down.weight"))
+        factor = (2 * Architecture(**SMALL).n_blocks) ** -0.5 if is_last else 1.0
+        torch.testing.assert_close(scaled[name], parameter * factor)
+
+
+def test_deepnorm_budget_is_one() -> None:
+    # 2N (v^2 + w^2) / alpha^2 = 1 with v = w = beta (Wang et al. 2022, DeepNet): alpha scales skips, beta the weights.
+    for n_blocks in (1, 6, 18):
+        beta = (8 * n_blocks) ** -0.25
+        alpha = Architecture(n_blocks, norm_placement="post", depth_scaling="deepnorm").skip_scale
+
+        assert 2 * n_blocks * 2 * beta**2 / alpha**2 == pytest.approx(1, abs=1e-12)
+
+
+def test_deepnorm_scales_skips_and_the_weights_that_carry_values() -> None:
+    shape = {**SMALL, "norm_placement": "post"}
+    plain, deep = (ReferenceTransformer(Architecture(**shape, depth_scaling=s), seed=1) for s in ("none", "deepnorm"))
+
+    beta = (8 * plain.architecture.n_blocks) ** -0.25
+    for (name, before), after in zip(plain.named_parameters(), deep.parameters(), strict=True):
+        is_deep = any(part in name for part in ("value.weight", "output.weight", "up.weight", "down.weight"))
+        torch.testing.assert_close(after, before * (beta if is_deep else 1.0))
+    with pytest.raises(LabError, match="deepnorm"):
+        Architecture(depth_scaling="deepnorm")
+
+
+def test_swiglu_multiplies_silu_by_a_gate() -> None:
+    mlp = ReferenceTransformer(Architecture(**{**SMALL, "activation": "swiglu", "biases": False}), seed=2).blocks[0].mlp
+    x = torch.randn(3, mlp.up.in_features)
+
+    expected = (functional.silu(x @ mlp.up.weight.T) * (x @ mlp.gate.weight.T)) @ mlp.down.weight.T
+
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_qk_norm_bounds_the_logits() -> None:
+    attention = ReferenceTransformer(Architecture(**SMALL, qk_norm=True), seed=2).blocks[0].attention
+    x = 100 * torch.randn(1, 5, attention.query.in_features)
+
+    q, k = (
+        n(p(x).view(-1, 8)).detach()
+        for n, p in ((attention.query_norm, attention.query), (attention.key_norm, attention.key))
+    )
+
+    assert float((q @ k.T / 8**0.5).abs().max()) <= 8**0.5 * 1.0001

@@ -147,6 +147,15 @@ def test_comparison_draws_theory_over_the_measurement(comparison: Comparison) ->
     assert any("closed form" in trace["name"] for trace in traces)
 
 
+def test_a_fresh_models_report_draws_the_closed_form_beside_its_states(check_up: Recording) -> None:
+    drawn = figures(render(check_up))
+
+    for key in ("state-by-depth", "gradient-by-depth"):
+        traces = drawn[key]["data"]
+        assert isinstance(traces, list)
+        assert "closed form at init" in [trace.get("name") for trace in traces]
+
+
 def test_report_is_written_where_it_was_asked_for(run: Recording, page_path: Path) -> None:
     written = write_report(run, page_path)
 
