@@ -12,6 +12,11 @@ import plotly.graph_objects as go
 # Okabe and Ito's colour-blind-safe palette, in the order of best contrast on both white and dark grey.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
 SEQUENTIAL = "Cividis"  # made for colour-blind readers; monotone in luminance, so that it prints in grey
+HOLDS, DEVIATES, UNCLAIMED = (
+    "#00795A",
+    "#C24E00",
+    "#6E7781",
+)  # green, vermilion, grey: white marks have contrast 4.5 on each
 HEIGHT = 360
 MOST_TEXT = 120  # characters of a name inside a figure
 

@@ -6,6 +6,7 @@ from . import (
     attention,
     bias_terms,
     biases,
+    exact_checks,
     gradient_flow,
     hidden_layers,
     logits,
@@ -19,6 +20,12 @@ from . import (
 from .chart import ComparisonChart, RunChart
 
 RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
+    (
+        "checks",
+        "Exact checks",
+        "What was proved on this model itself, by moving one thing and looking at another.",
+        (exact_checks.checks, exact_checks.checks_by_place),
+    ),
     (
         "gradient-flow",
         "Gradient flow",
