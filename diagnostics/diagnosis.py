@@ -14,6 +14,7 @@ from rheoscope.probes.recording import Recording
 from .attenuation import gradient_slope, skip_path
 from .biases import bias_share
 from .finding import SEVERITIES, Finding
+from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
 from .residual import range_of_fp16, residual_growth
@@ -53,6 +54,7 @@ RULES: tuple[Rule, ...] = (
     untrained,
     bias_share,
     unusual,
+    hyperparameters,
 )
 
 

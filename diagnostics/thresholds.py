@@ -94,3 +94,12 @@ FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched so
 LOGIT_SCALE_ALIKE = 1.5
 
 DROPOUT_APART = 0.05  # share dropped: dropouts are chosen in steps of a tenth
+
+# Hyperparameters outside these are remarked on, never alarmed: what published models have, but for a few on purpose (Gemma 2's
+# and LaMDA's MLPs of 8 widths, T5's of 64, its heads of 16), and the widths a block over which the loss is flat (Kaplan et al.).
+USUAL_MLP = (3.0, 5.0)
+USUAL_MLP_GATED = (2.5, 4.0)  # 8/3 widths have the parameters of 4 without a gate
+USUAL_ASPECT = (10.0, 330.0)
+USUAL_HEADS = (1.0, 1.5)
+USUAL_DROPOUT = (0.0, 0.1)
+USUAL_WEIGHT_DECAY = (0.0, 0.1)

@@ -15,7 +15,6 @@ from .theme import plain
 
 N_FINDINGS = 5
 N_ROWS = 12  # of a table
-_MARKS = {"error": "**error**", "warning": "**warning**", "info": "remark"}
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 # Forges turn these into notifications, references and links; an invisible joiner keeps them text.
 _ALIVE = re.compile(r"@(?=\w)|#(?=\d)|://|\bwww\.", re.IGNORECASE)
@@ -66,7 +65,8 @@ def escaped(text: str) -> str:
 def _findings(diagnosis: Diagnosis) -> Iterator[str]:
     found = words.items(diagnosis)
     for index, item in enumerate(found[:N_FINDINGS], start=1):
-        yield f"{index}. {_MARKS[item.severity]}: {escaped(item.sentence)}  "
+        mark = item.kind if item.severity == "info" else f"**{item.kind}**"
+        yield f"{index}. {mark}: {escaped(item.sentence)}  "
         yield f"   {escaped(item.evidence)}" + ("  " if item.remedy else "")
         if item.remedy:
             yield f"   What to do: {escaped(item.remedy)}"

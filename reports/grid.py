@@ -48,12 +48,17 @@ def cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Integral):
-        return f"{int(value)}"
+        return _whole(int(value))
     if isinstance(value, Real):
-        return number(float(value), 4)
+        found = float(value)
+        return _whole(int(found)) if found.is_integer() and 1e4 <= abs(found) < 1e9 else number(found, 4)
     if isinstance(value, tuple):
         return ", ".join(plain(item) for item in value) or "–"
     return plain(value)
+
+
+def _whole(value: int) -> str:
+    return f"{value:,}" if abs(value) >= 10_000 else f"{value}"
 
 
 def _row(values: tuple[object, ...], is_text: list[bool]) -> Markup:

@@ -22,7 +22,7 @@ from .text_sketch import rows, text_sketch
 from .theme import plain
 
 _COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
-_MARKS = {"error": ("error", "red"), "warning": ("warning", "yellow"), "info": ("remark", "dim")}
+_SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _WIDTH = 110  # of text that is written to a file
 
 
@@ -69,8 +69,7 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
     console.print(head.append(f"  {words.verdict_sentence(diagnosis)}", style="default"))
     lines = Table.grid(padding=(0, 2))
     for item in words.items(diagnosis):
-        mark, colour = _MARKS[item.severity]
-        lines.add_row(Text(mark, style=colour), Text(item.sentence))
+        lines.add_row(Text(item.kind, style=_SEVERITY_COLOURS[item.severity]), Text(item.sentence))
         if item.remedy:
             lines.add_row("", Text(f"What to do: {item.remedy}", style="dim"))
     console.print(lines)

@@ -47,6 +47,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def amount(n_bytes: int) -> str:
+    """Return a number of bytes as a reader wants it: in units of a thousand."""
+    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
 def figure(*, x: str = "", y: str = "", log_y: bool = False, height: int = HEIGHT) -> go.Figure:
     """Return an empty figure with the shared layout; the page sets the colours of its own light or dark theme."""
     drawn = go.Figure()

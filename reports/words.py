@@ -69,12 +69,20 @@ SUMMARY_COLUMNS = {
 _NORM_KINDS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm", "mixed": "norms of several kinds", "none": "no norms"}
 
 
+KINDS = {"error": "error", "warning": "warning", "info": "remark"}
+DESIGN_REMARKS = {
+    "unusual",
+    "hyperparameter",
+}  # codes of findings on what all blocks share, a design as far as can be told
+
+
 @dataclass(frozen=True)
 class Item:
     """A finding in words."""
 
     anchor: str
     severity: str
+    kind: str
     sentence: str
     evidence: str
     remedy: str
@@ -97,15 +105,17 @@ def _item(finding: Finding, anchor: str) -> Item:
     if finding.module_path:
         text += f" Module {plain(finding.module_path)}."
     remedy = "" if finding.severity == "info" and finding.remedy == "None needed." else plain(finding.remedy, 600)
-    return Item(anchor, finding.severity, plain(finding.sentence, 600), text, remedy, plain(finding.reference, 300))
+    kind = "design remark" if finding.code in DESIGN_REMARKS else KINDS[finding.severity]
+    return Item(
+        anchor, finding.severity, kind, plain(finding.sentence, 600), text, remedy, plain(finding.reference, 300)
+    )
 
 
 def verdict_sentence(diagnosis: Diagnosis) -> str:
     """Return what the verdict rests on."""
     n = len(diagnosis.not_judged)
     counts = {severity: sum(f.severity == severity for f in diagnosis) for severity in ("error", "warning", "info")}
-    names = {"error": "error", "warning": "warning", "info": "remark"}
-    found = [f"{count} {names[severity]}{'s' if count != 1 else ''}" for severity, count in counts.items() if count]
+    found = [f"{count} {KINDS[severity]}{'s' if count != 1 else ''}" for severity, count in counts.items() if count]
     return (", ".join(found) or "Nothing could be judged") + f"; {n} matter{'s were' if n != 1 else ' was'} not judged."
 
 

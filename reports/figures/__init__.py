@@ -9,6 +9,7 @@ from . import (
     exact_checks,
     gradient_flow,
     hidden_layers,
+    hyperparameters,
     logits,
     norms,
     placements,
@@ -76,6 +77,12 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
     ),
     ("updates", "Updates", "How far the optimizer moves each block.", (updates.update_ratio,)),
     ("the-run-itself", "The run", "", (steps.loss_and_norms, logits.log_z)),
+    (
+        "design",
+        "Design beside published models",
+        "Sizes and settings, and what they would cost between devices.",
+        (hyperparameters.beside, hyperparameters.published, hyperparameters.sent),
+    ),
 )
 
 COMPARISON_SECTIONS: tuple[tuple[str, str, str, tuple[ComparisonChart, ...]], ...] = (
