@@ -17,6 +17,7 @@ from .finding import SEVERITIES, Finding
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
+from .notebook import verdict_html
 from .residual import range_of_fp16, residual_growth
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
@@ -94,6 +95,10 @@ class Diagnosis(Sequence[Finding]):
             "not_judged": list(self.not_judged),
         }
         return json.dumps(value, indent=1, allow_nan=False, default=str)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and the first findings for a notebook."""
+        return verdict_html(self.verdict, self.findings, self.not_judged)
 
     def __len__(self) -> int:
         """Return the number of findings."""

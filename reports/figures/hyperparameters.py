@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rheoscope.diagnostics.communication import DEVICES, communication
@@ -84,7 +86,9 @@ def published(tables: Tables) -> Chart:
                 row=1,
                 col=column,
             )
-        drawn.update_yaxes(**axis(_NAMES[quantity], log=True), row=1, col=column)
+        marks = _ticks([*known[quantity], *rows.loc[rows["quantity"] == quantity, "here"]])
+        ticks = {"tickvals": marks, "ticktext": [number(mark) if mark < 1e3 else f"{mark:,.0f}" for mark in marks]}
+        drawn.update_yaxes(**axis(_NAMES[quantity], log=True), **ticks, row=1, col=column)
         drawn.update_xaxes(**axis("year"), dtick=3, row=1, col=column)
     return Chart(key, title, reading, drawn, table=models)
 
@@ -116,6 +120,14 @@ def sent(tables: Tables) -> Chart:
         }
     )
     return Chart(key, title, reading, table=named if rows["stack"].nunique() > 1 else named.drop(columns="stack"))
+
+
+def _ticks(values: list[float]) -> list[float]:
+    """Return powers of two around the values; of ten where they span more than two decades."""
+    low, high = min(values), max(values)
+    base = 10.0 if high > 100 * low else 2.0
+    first, last = math.floor(math.log(low, base)), math.ceil(math.log(high, base))
+    return [base**power for power in range(first, last + 1)]
 
 
 def _range(row: dict[str, object]) -> str:
