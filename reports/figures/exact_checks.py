@@ -65,6 +65,7 @@ def checks_by_place(tables: Tables) -> Chart:
     worst = inside.assign(level=inside["state"].map(_LEVELS)).sort_values("level", kind="stable")
     cells = {(row["stack"], row["depth"], row["check"]): row for row in records(worst)}
     table = [[cells.get((*place, check)) for check in columns] for place in names]
+    is_marked = len(names) <= _MOST_MARKED
     drawn = figure(height=max(280, min(900, 120 + 22 * len(names))))
     drawn.add_trace(
         go.Heatmap(
@@ -72,8 +73,10 @@ def checks_by_place(tables: Tables) -> Chart:
             y=[plot_text(name) for name in names.values()],
             z=[[None if cell is None else _LEVELS[cell["state"]] for cell in row] for row in table],
             customdata=[["" if cell is None else plot_text(_said(cell)) for cell in row] for row in table],
-            text=[["" if cell is None else _MARKS[cell["state"]] for cell in row] for row in table],
-            texttemplate="%{text}" if len(names) <= _MOST_MARKED else None,
+            text=[["" if cell is None else _MARKS[cell["state"]] for cell in row] for row in table]
+            if is_marked
+            else None,
+            texttemplate="%{text}" if is_marked else None,
             textfont={"color": "white", "size": 15},
             colorscale=[
                 [0, UNCLAIMED],
@@ -88,7 +91,7 @@ def checks_by_place(tables: Tables) -> Chart:
             showscale=False,
             hovertemplate="%{y}, %{x}<br>%{customdata}<extra></extra>",
             xgap=2,
-            ygap=2 if len(names) <= _MOST_MARKED else 0,
+            ygap=2 if is_marked else 0,
         )
     )
     drawn.update_xaxes(type="category", side="top", showgrid=False)
