@@ -19,9 +19,10 @@ from .content import ComparisonContent, RunContent, Section
 from .grid import grid
 from .script import digest, plotly_script
 from .sketch import describe, is_uniform, sketch, typical_block
-from .theme import plain
+from .theme import counted, plain
 
-N_LEADING = 3  # findings at the head of a run
+N_LEADING = 3  # findings at the head of a run, ill variants at the head of a comparison
+MOST_FINDINGS = 200  # that one list of the page holds: a fault of a thousand blocks is told by the first of them
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def _run(content: RunContent) -> dict[str, Any]:
         "verdict": content.diagnosis.verdict,
         "verdict_sentence": words.verdict_sentence(content.diagnosis),
         "top": found[:N_LEADING],
-        "findings": found,
+        "findings": found[:MOST_FINDINGS],
+        "n_more": max(0, len(found) - MOST_FINDINGS),
         "facts": content.facts,
         "anatomy_sentence": content.anatomy,
         "sketches": _pictures(anatomy),
@@ -62,11 +64,13 @@ def _run(content: RunContent) -> dict[str, Any]:
 def _comparison(content: ComparisonContent) -> dict[str, Any]:
     return {
         "title": content.title,
+        "ill": _ill(content.comparison),
+        "n_variants": len(content.comparison.labels),
         "leads": content.leads,
         "sketches": _variants(content.comparison),
         "summary": content.summary,
         "verdicts": [
-            (plain(label), diagnosis.verdict, words.items(diagnosis, f"finding-{index}"))
+            (plain(label), diagnosis.verdict, words.items(diagnosis, f"finding-{index}")[:MOST_FINDINGS])
             for index, (label, diagnosis) in enumerate(content.comparison.diagnoses.items(), start=1)
         ],
         "not_measured": content.not_measured,
@@ -78,12 +82,20 @@ def _pictures(anatomy: Anatomy) -> list[Picture]:
     found = []
     for stack in anatomy.stacks:
         branches = typical_block(stack)
-        title = (
-            f"Stack {stack.index}: {stack.n_blocks} blocks" if len(anatomy.stacks) > 1 else f"{stack.n_blocks} blocks"
-        )
-        title += ", all like this one" if is_uniform(stack) else ", the commonest of them like this one"
+        title = counted(stack.n_blocks, "block")
+        if len(anatomy.stacks) > 1:
+            title = f"Stack {stack.index}: {title}"
+        if stack.n_blocks > 1:
+            title += ", all like this one" if is_uniform(stack) else ", the commonest of them like this one"
         found.append(Picture(title, "; ".join(describe(branch) for branch in branches), sketch(branches)))
     return found
+
+
+def _ill(comparison: Comparison) -> list[tuple[str, str, words.Item]]:
+    """Return label, verdict and leading finding of the variants that do not pass, the worst first."""
+    ill = [(label, diagnosis) for label, diagnosis in comparison.diagnoses.items() if diagnosis.verdict != "PASS"]
+    ill.sort(key=lambda pair: pair[1].verdict != "FAIL")
+    return [(plain(label, 60), diagnosis.verdict, words.items(diagnosis)[0]) for label, diagnosis in ill]
 
 
 def _variants(comparison: Comparison) -> list[Picture]:

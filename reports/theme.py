@@ -47,6 +47,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number of things in words: ``1 block``, ``12 blocks``, ``2 branches``."""
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{n:,} {noun if n == 1 else plural}"
+
+
 def amount(n_bytes: int) -> str:
     """Return a number of bytes as a reader wants it: in units of a thousand."""
     value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]

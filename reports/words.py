@@ -11,7 +11,7 @@ from rheoscope.diagnostics.finding import Finding
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 
-from .theme import number, plain
+from .theme import counted, number, plain
 
 DEFINITIONS = (
     (
@@ -75,6 +75,8 @@ DESIGN_REMARKS = {
     "hyperparameter",
 }  # codes of findings on what all blocks share, a design as far as can be told
 
+MOST_EVENTS = 200
+
 
 @dataclass(frozen=True)
 class Item:
@@ -132,7 +134,8 @@ def anatomy_sentence(anatomy: Anatomy) -> str:
         + (f"where all terms are seen the ledger error is {number(error)}; " if error is not None else "")
         + f"{len(anatomy.problems)} reservations stand under what was not measured."
     )
-    return f"{stacks}{anatomy.n_blocks} blocks, {anatomy.n_branches} branches, {anatomy.placement}-norm, " + (
+    size = f"{counted(anatomy.n_blocks, 'block')}, {counted(anatomy.n_branches, 'branch')}"
+    return f"{stacks}{size}, {anatomy.placement}-norm, " + (
         f"{_NORM_KINDS.get(anatomy.norm_kind, anatomy.norm_kind)}. {proof}"
     )
 
@@ -193,8 +196,11 @@ def not_measured(recording: Recording) -> list[str]:
 
 def events(recording: Recording) -> Iterator[str]:
     """Yield what happened during the run."""
-    for row in recording.table("events").itertuples():
+    table = recording.table("events")
+    for row in table.head(MOST_EVENTS).itertuples():
         yield f"Step {row.step}: {plain(row.sentence, 600)}"
+    if len(table) > MOST_EVENTS:
+        yield f"{len(table) - MOST_EVENTS:,} more events stand in the recording."
 
 
 def _mapping(value: object) -> dict[str, object]:
