@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rheoscope.diagnostics.comparison import Comparison
+from rheoscope.diagnostics.finding import Finding
 from rheoscope.probes.anatomy import Anatomy
 
 from . import words
@@ -47,7 +48,7 @@ def _run(content: RunContent) -> dict[str, Any]:
         "title": content.title,
         "verdict": content.diagnosis.verdict,
         "verdict_sentence": words.verdict_sentence(content.diagnosis),
-        "top": found[:N_LEADING],
+        "top": [replace(item, anchor=f"leading-{index}") for index, item in enumerate(found[:N_LEADING], start=1)],
         "findings": found[:MOST_FINDINGS],
         "n_more": max(0, len(found) - MOST_FINDINGS),
         "facts": content.facts,
@@ -95,7 +96,14 @@ def _ill(comparison: Comparison) -> list[tuple[str, str, words.Item]]:
     """Return label, verdict and leading finding of the variants that do not pass, the worst first."""
     ill = [(label, diagnosis) for label, diagnosis in comparison.diagnoses.items() if diagnosis.verdict != "PASS"]
     ill.sort(key=lambda pair: pair[1].verdict != "FAIL")
-    return [(plain(label, 60), diagnosis.verdict, words.items(diagnosis)[0]) for label, diagnosis in ill]
+    return [(_placed(label, diagnosis[0]), diagnosis.verdict, words.items(diagnosis)[0]) for label, diagnosis in ill]
+
+
+def _placed(label: str, finding: Finding) -> str:
+    """Return the label, with the block where the finding's sentence does not name it."""
+    name = f"block {finding.block}"
+    hidden = finding.block is not None and name not in finding.sentence.lower()
+    return plain(label, 60) + (f", {name}" if hidden else "")
 
 
 def _variants(comparison: Comparison) -> list[Picture]:
