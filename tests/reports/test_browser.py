@@ -105,8 +105,8 @@ def test_every_chart_has_its_table_and_a_name(run: object, browser: Browser, pag
         told = chart.locator("table tbody tr").count() or "table of the chart above" in chart.inner_text()
         assert told, chart.get_attribute("id")
         assert chart.locator(".chart").get_attribute("aria-label")
-    nameless = "[...document.querySelectorAll('a, button, summary, [role]')].filter(e => !e.closest('.chart *') && !(e.textContent.trim() || "
-    nameless += "e.getAttribute('aria-label') || e.getAttribute('data-title'))).length"
+    nameless = """() => [...document.querySelectorAll('a, button, summary, [role]')].filter(e => !e.closest('.chart *')
+        && !(e.textContent.trim() || e.getAttribute('aria-label'))).length"""
     assert opened.page.evaluate(nameless) == 0
 
 

@@ -104,7 +104,9 @@ def test_in_ten_seconds_a_reader_knows_which_model_is_ill_where_and_why(
     )
     shuffled = random.Random(0)
     sound = [check_up(seed) for seed in (1, 2)]
-    page = browser.new_context(offline=True, viewport={"width": 1280, "height": 800}).new_page()
+    page = browser.new_context(
+        offline=True, java_script_enabled=False, viewport={"width": 1280, "height": 800}
+    ).new_page()
     missed = []
     for index, (plant, block, reason) in enumerate(FAULTS):
         names = shuffled.sample(NAMES, 3)
