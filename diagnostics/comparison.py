@@ -15,6 +15,7 @@ from rheoscope.probes.recording import Recording
 from .diagnosis import Diagnosis, diagnose
 from .expected import Prediction, theory_of_recording
 from .frames import block_states, slope
+from .notebook import comparison_html
 from .tables import Tables
 
 
@@ -43,6 +44,11 @@ class Comparison:
     def diagnoses(self) -> dict[str, Diagnosis]:
         """The verdict on each variant's run."""
         return {label: diagnose(recording) for label, recording in self.recordings.items()}
+
+    def _repr_html_(self) -> str:
+        """Return the verdicts and the summary for a notebook."""
+        verdicts = [(label, diagnosis.verdict) for label, diagnosis in self.diagnoses.items()]
+        return comparison_html(self.title or "Comparison", verdicts, self.summary().dropna(axis="columns", how="all"))
 
     def initial(self, label: str) -> Recording:
         """Return the check-up at init, or the run whose first step stands for it."""

@@ -19,8 +19,10 @@ from .baseline import not_compared as beyond
 from .biases import bias_share
 from .finding import SEVERITIES, Finding
 from .forecast import forecasts
+from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
+from .notebook import verdict_html
 from .residual import range_of_fp16, residual_growth
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
@@ -60,6 +62,7 @@ RULES: tuple[Rule, ...] = (
     bias_share,
     unusual,
     forecasts,
+    hyperparameters,
 )
 
 
@@ -99,6 +102,10 @@ class Diagnosis(Sequence[Finding]):
             "not_judged": list(self.not_judged),
         }
         return json.dumps(value, indent=1, allow_nan=False, default=str)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and the first findings for a notebook."""
+        return verdict_html(self.verdict, self.findings, self.not_judged)
 
     def __len__(self) -> int:
         """Return the number of findings."""

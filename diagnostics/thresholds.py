@@ -134,3 +134,12 @@ GAIN_LIMIT = 10.0  # times where it began, either way
 BASELINE_APART = 3.0
 BASELINE_NEAR = 1.5
 BASELINE_LASTS = 2  # sampled steps outside in a row: a spike of one batch is none
+
+# Hyperparameters outside these are remarked on, never alarmed: what published models have, but for a few on purpose (Gemma 2's
+# and LaMDA's MLPs of 8 widths, T5's of 64, its heads of 16), and the widths a block over which the loss is flat (Kaplan et al.).
+USUAL_MLP = (3.0, 5.0)
+USUAL_MLP_GATED = (2.5, 4.0)  # 8/3 widths have the parameters of 4 without a gate
+USUAL_ASPECT = (10.0, 330.0)
+USUAL_HEADS = (1.0, 1.5)
+USUAL_DROPOUT = (0.0, 0.1)
+USUAL_WEIGHT_DECAY = (0.0, 0.1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rheoscope.probes.errors import RheoscopeError
     from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
-    from rheoscope.reports.page import write_report
+    from rheoscope.reports.report import write_report
 
 __all__ = [
     "Anatomy",
@@ -55,7 +55,7 @@ _HOMES = {
     "diagnose": "diagnostics.diagnosis",
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
-    "write_report": "reports.page",
+    "write_report": "reports.report",
 }
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from .anatomy import Anatomy
 from .errors import RecordingError, RecordingExistsError
 from .log import MANIFEST, MANIFEST_LIMIT, Log
+from .notebook import recording_html
 from .schema import FORMAT, MOST_TEXT, TABLES
 from .step_choice import StepChoice, Steps
 from .summaries import MOST_ROWS, coarser, summarise, summary_columns
@@ -219,6 +220,17 @@ class Recording:
         """Say what it is and how much it holds, without reading the tables."""
         where = "in memory" if self.folder is None else repr(str(self.folder))
         return f"Recording({where}, {self.anatomy.n_blocks} blocks, {self.anatomy.n_branches} branches)"
+
+    def _repr_html_(self) -> str:
+        """Return what it is and how much it holds, for a notebook."""
+        anatomy = self.anatomy
+        found = (
+            f"{anatomy.n_blocks} blocks, {anatomy.n_branches} branches, {anatomy.placement}-norm, {anatomy.norm_kind}"
+        )
+        rows = [(name, n) for name in TABLES if (n := self.n_rows(name))]
+        where = "in memory" if self.folder is None else self.folder
+        facts = [("kept", where), ("anatomy", found), *((f"rows of {name}", f"{n:,}") for name, n in rows)]
+        return recording_html(self.manifest.get("label") or "Recording", facts)
 
     def _batches(self, name: str, columns: list[str], steps: StepChoice | None = None) -> Iterable[Any]:
         if self.folder is not None:

@@ -13,15 +13,21 @@ from .theme import number, plain
 MOST_ROWS = 300
 
 
-def grid(frame: pd.DataFrame) -> Markup:
-    """Return an HTML table; of a longer frame the last step alone, and of that the first 300 rows, and it says so."""
+def excerpt(frame: pd.DataFrame, most: int = MOST_ROWS) -> tuple[pd.DataFrame, str]:
+    """Return the frame, of a longer one the last step alone, and of that the first rows; and a sentence that says so."""
     shown, note = frame, ""
-    if len(shown) > MOST_ROWS and "step" in shown:
+    if len(shown) > most and "step" in shown:
         last = shown["step"].max()
         shown, note = shown[shown["step"] == last], f"Step {int(last)} alone; the recording holds the others."
-    if len(shown) > MOST_ROWS:
-        note = f"The first {MOST_ROWS} of {len(shown):,} rows; the recording holds the others."
-        shown = shown.head(MOST_ROWS)
+    if len(shown) > most:
+        note = f"The first {most} of {len(shown):,} rows; the recording holds the others."
+        shown = shown.head(most)
+    return shown, note
+
+
+def grid(frame: pd.DataFrame) -> Markup:
+    """Return an HTML table, of a long frame an excerpt."""
+    shown, note = excerpt(frame)
     is_text = [not pd.api.types.is_numeric_dtype(shown[column]) for column in shown]
     head = Markup("").join(
         Markup('<th scope="col"{}>{}</th>').format(_kind(text), str(column).replace("_", " "))
@@ -42,12 +48,17 @@ def cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Integral):
-        return f"{int(value)}"
+        return _whole(int(value))
     if isinstance(value, Real):
-        return number(float(value), 4)
+        found = float(value)
+        return _whole(int(found)) if found.is_integer() and 1e4 <= abs(found) < 1e9 else number(found, 4)
     if isinstance(value, tuple):
         return ", ".join(plain(item) for item in value) or "–"
     return plain(value)
+
+
+def _whole(value: int) -> str:
+    return f"{value:,}" if abs(value) >= 10_000 else f"{value}"
 
 
 def _row(values: tuple[object, ...], is_text: list[bool]) -> Markup:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+
 from rheoscope.diagnostics.diagnosis import Diagnosis
 from rheoscope.probes.anatomy import Anatomy
 from rich.box import SIMPLE
@@ -11,13 +14,52 @@ from rich.table import Table
 from rich.text import Text
 
 from . import words
+from .content import ComparisonContent, RunContent
 from .details import details
+from .grid import cell, excerpt
 from .sketch import typical_block
 from .text_sketch import rows, text_sketch
 from .theme import plain
 
 _COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
-_MARKS = {"error": ("error", "red"), "warning": ("warning", "yellow"), "info": ("remark", "dim")}
+_SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+_WIDTH = 110  # of text that is written to a file
+
+
+def as_text(content: RunContent | ComparisonContent) -> str:
+    """Return what a report says as plain text: verdict, findings, anatomy or summary, what was not measured."""
+    out = io.StringIO()
+    console = Console(file=out, width=_WIDTH, highlight=False, color_system=None, force_terminal=False)
+    console.print(Text("Written by Rheoscope."), Text(content.title, style="bold"), Text(""), sep="\n")
+    if isinstance(content, ComparisonContent):
+        _print_comparison(content, console)
+    else:
+        show(content.diagnosis, console)
+        console.print(*(Text(f"{term}: {text}") for term, text in content.facts), Text(""), sep="\n")
+        show_anatomy(content.recording.anatomy, console)
+        _print_list("Not judged", content.diagnosis.not_judged, console)
+    _print_list("Not measured", content.not_measured, console)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _print_comparison(content: ComparisonContent, console: Console) -> None:
+    console.print(*(Text(sentence) for sentence in content.leads), sep="\n")
+    shown, _ = excerpt(content.summary)
+    table = Table(box=SIMPLE)
+    for column in shown.columns:
+        table.add_column(Text(str(column)))
+    for row in shown.itertuples(index=False, name=None):
+        table.add_row(*(Text(cell(value)) for value in row))
+    console.print(table)
+    for label, diagnosis in content.comparison.diagnoses.items():
+        console.print(Text(plain(label), style="bold"))
+        show(diagnosis, console)
+
+
+def _print_list(title: str, sentences: Sequence[str], console: Console) -> None:
+    if sentences:
+        console.print(Text(""), Text(title, style="bold"), sep="\n")
+        console.print(*(Text(f"- {plain(sentence, 600)}") for sentence in sentences), sep="\n")
 
 
 def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
@@ -27,8 +69,7 @@ def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
     console.print(head.append(f"  {words.verdict_sentence(diagnosis)}", style="default"))
     lines = Table.grid(padding=(0, 2))
     for item in words.items(diagnosis):
-        mark, colour = _MARKS[item.severity]
-        lines.add_row(Text(mark, style=colour), Text(item.sentence))
+        lines.add_row(Text(item.kind, style=_SEVERITY_COLOURS[item.severity]), Text(item.sentence))
         if item.remedy:
             lines.add_row("", Text(f"What to do: {item.remedy}", style="dim"))
     console.print(lines)

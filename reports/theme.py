@@ -12,6 +12,11 @@ import plotly.graph_objects as go
 # Okabe and Ito's colour-blind-safe palette, in the order of best contrast on both white and dark grey.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
 SEQUENTIAL = "Cividis"  # made for colour-blind readers; monotone in luminance, so that it prints in grey
+HOLDS, DEVIATES, UNCLAIMED = (
+    "#00795A",
+    "#C24E00",
+    "#6E7781",
+)  # green, vermilion, grey: white marks have contrast 4.5 on each
 HEIGHT = 360
 MOST_TEXT = 120  # characters of a name inside a figure
 
@@ -40,6 +45,20 @@ def number(value: float | None, digits: int = 3) -> str:
         short = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return f"{short} × 10{_raised(int(exponent))}".removeprefix("1 × ")
     return f"{value:.{digits}g}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number of things in words: ``1 block``, ``12 blocks``, ``2 branches``."""
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{n:,} {noun if n == 1 else plural}"
+
+
+def amount(n_bytes: int) -> str:
+    """Return a number of bytes as a reader wants it: in units of a thousand."""
+    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
 
 
 def figure(*, x: str = "", y: str = "", log_y: bool = False, height: int = HEIGHT) -> go.Figure:

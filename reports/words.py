@@ -11,7 +11,7 @@ from rheoscope.diagnostics.finding import Finding
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 
-from .theme import number, plain
+from .theme import counted, number, plain
 
 DEFINITIONS = (
     (
@@ -69,12 +69,22 @@ SUMMARY_COLUMNS = {
 _NORM_KINDS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm", "mixed": "norms of several kinds", "none": "no norms"}
 
 
+KINDS = {"error": "error", "warning": "warning", "info": "remark"}
+DESIGN_REMARKS = {
+    "unusual",
+    "hyperparameter",
+}  # codes of findings on what all blocks share, a design as far as can be told
+
+MOST_EVENTS = 200
+
+
 @dataclass(frozen=True)
 class Item:
     """A finding in words."""
 
     anchor: str
     severity: str
+    kind: str
     sentence: str
     evidence: str
     remedy: str
@@ -97,15 +107,17 @@ def _item(finding: Finding, anchor: str) -> Item:
     if finding.module_path:
         text += f" Module {plain(finding.module_path)}."
     remedy = "" if finding.severity == "info" and finding.remedy == "None needed." else plain(finding.remedy, 600)
-    return Item(anchor, finding.severity, plain(finding.sentence, 600), text, remedy, plain(finding.reference, 300))
+    kind = "design remark" if finding.code in DESIGN_REMARKS else KINDS[finding.severity]
+    return Item(
+        anchor, finding.severity, kind, plain(finding.sentence, 600), text, remedy, plain(finding.reference, 300)
+    )
 
 
 def verdict_sentence(diagnosis: Diagnosis) -> str:
     """Return what the verdict rests on."""
     n = len(diagnosis.not_judged)
     counts = {severity: sum(f.severity == severity for f in diagnosis) for severity in ("error", "warning", "info")}
-    names = {"error": "error", "warning": "warning", "info": "remark"}
-    found = [f"{count} {names[severity]}{'s' if count != 1 else ''}" for severity, count in counts.items() if count]
+    found = [f"{count} {KINDS[severity]}{'s' if count != 1 else ''}" for severity, count in counts.items() if count]
     return (", ".join(found) or "Nothing could be judged") + f"; {n} matter{'s were' if n != 1 else ' was'} not judged."
 
 
@@ -122,7 +134,8 @@ def anatomy_sentence(anatomy: Anatomy) -> str:
         + (f"where all terms are seen the ledger error is {number(error)}; " if error is not None else "")
         + f"{len(anatomy.problems)} reservations stand under what was not measured."
     )
-    return f"{stacks}{anatomy.n_blocks} blocks, {anatomy.n_branches} branches, {anatomy.placement}-norm, " + (
+    size = f"{counted(anatomy.n_blocks, 'block')}, {counted(anatomy.n_branches, 'branch')}"
+    return f"{stacks}{size}, {anatomy.placement}-norm, " + (
         f"{_NORM_KINDS.get(anatomy.norm_kind, anatomy.norm_kind)}. {proof}"
     )
 
@@ -183,8 +196,11 @@ def not_measured(recording: Recording) -> list[str]:
 
 def events(recording: Recording) -> Iterator[str]:
     """Yield what happened during the run."""
-    for row in recording.table("events").itertuples():
+    table = recording.table("events")
+    for row in table.head(MOST_EVENTS).itertuples():
         yield f"Step {row.step}: {plain(row.sentence, 600)}"
+    if len(table) > MOST_EVENTS:
+        yield f"{len(table) - MOST_EVENTS:,} more events stand in the recording."
 
 
 def _mapping(value: object) -> dict[str, object]:

@@ -180,7 +180,7 @@ def test_modules_import_each_other_without_cycles() -> None:
         ("probes", "import rheoscope"),
         ("probes", "from ..lab import transformer"),
         ("probes", "from .. import reports"),
-        ("probes", "def late():\n    from ..reports.page import write_report"),
+        ("probes", "def late():\n    from ..reports.report import write_report"),
         ("probes", "import pandas as pd"),
         ("probes", "from importlib import import_module\nimport_module('rheoscope.lab')"),
         ("probes", "if TYPE_CHECKING:\n    from rheoscope.diagnostics.finding import Finding"),
@@ -211,7 +211,7 @@ def test_the_fence_sees_every_way_around_it(room: str, source: str) -> None:
         ("diagnostics", "from rheoscope.probes.recording import Recording\nimport numpy, pandas"),
         ("reports", "from rheoscope.diagnostics.finding import Finding\nfrom rheoscope.probes.anatomy import Anatomy"),
         ("lab", "from rheoscope.probes.recorder import attach\nimport torch"),
-        ("facade", "import typer\nfrom rheoscope.reports.page import write_report"),
+        ("facade", "import typer\nfrom rheoscope.reports.report import write_report"),
     ],
 )
 def test_the_fence_lets_through_what_is_allowed(room: str, source: str) -> None:

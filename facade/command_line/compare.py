@@ -7,18 +7,34 @@ from typing import Annotated
 
 import typer
 
+from .report import STANDARD_OUTPUT, Format
+
 
 def compare(
     recordings: Annotated[list[Path], typer.Argument(help="Folders of the recordings, two or more.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("comparison.html"),
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The file to write, - for standard output.")
+    ] = "comparison.html",
+    form: Annotated[Format | None, typer.Option("--format", help="By default what the file's suffix says.")] = None,
+    chart: Annotated[
+        str | None, typer.Option(help="Write one chart alone, by its anchor in the page: -o chart.svg, .png or .pdf.")
+    ] = None,
 ) -> None:
-    """Write one HTML page that sets several recordings side by side."""
+    """Write one page that sets several recordings side by side; or the same as JSON, Markdown or text."""
     from rheoscope.diagnostics.comparison import compare as compare_recordings
     from rheoscope.probes.recording import Recording
-    from rheoscope.reports.page import write_report
+    from rheoscope.reports.report import write_report
 
     found = {name: Recording.load(folder) for name, folder in _named(recordings).items()}
-    typer.echo(f"Comparison: {write_report(compare_recordings(found), output)}")
+    comparison = compare_recordings(found)
+    if chart is not None:
+        from rheoscope.reports.image import write_chart
+
+        typer.echo(f"Chart: {write_chart(comparison, chart, output)}")
+        return
+    written = write_report(comparison, output, form=form)
+    if output != STANDARD_OUTPUT:
+        typer.echo(f"Comparison: {written}")
 
 
 def _named(folders: list[Path]) -> dict[str, Path]:

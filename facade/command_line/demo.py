@@ -23,7 +23,7 @@ def demo(
     from rheoscope.lab.experiments.first_run import N_STEPS, first_run
     from rheoscope.lab.experiments.norm_placement_and_biases import norm_placement_and_biases
     from rheoscope.probes.errors import ReportError
-    from rheoscope.reports.page import write_report
+    from rheoscope.reports.report import write_report
     from rheoscope.reports.terminal import progress, show
 
     try:

@@ -40,6 +40,6 @@ def examine(
     diagnosis = diagnose(recording)
     show(diagnosis)
     if output is not None:
-        from rheoscope.reports.page import write_report
+        from rheoscope.reports.report import write_report
 
         typer.echo(f"Report: {write_report(recording, output, diagnosis)}")

@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+STANDARD_OUTPUT = "-"
+NAMES = {"html": "report.html", "json": "report.json", "markdown": "report.md", "text": STANDARD_OUTPUT}
+
+
+class Format(StrEnum):
+    """In what form a report is written."""
+
+    html = "html"
+    json = "json"
+    markdown = "markdown"
+    text = "text"
+
 
 def report(
     recording: Annotated[Path, typer.Argument(help="Folder of the recording.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="The file to write, - for standard output; by default report.*."),
+    ] = None,
+    form: Annotated[Format | None, typer.Option("--format", help="By default what the file's suffix says.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Print the findings instead of writing a file.")] = False,
+    chart: Annotated[
+        str | None, typer.Option(help="Write one chart alone, by its anchor in the page: -o chart.svg, .png or .pdf.")
+    ] = None,
 ) -> None:
-    """Write the HTML report of a recording. Needs neither torch nor the model nor a network."""
+    """Write the report of a recording. Needs neither torch nor the model nor a network."""
     from rheoscope.diagnostics.diagnosis import diagnose
     from rheoscope.probes.recording import Recording
     from rheoscope.reports.terminal import show
 
     found = Recording.load(recording)
-    diagnosis = diagnose(found)
-    show(diagnosis)
-    if not text:
-        from rheoscope.reports.page import write_report
+    if chart is not None:
+        from rheoscope.reports.image import write_chart
 
-        typer.echo(f"Report: {write_report(found, output, diagnosis)}")
+        typer.echo(f"Chart: {write_chart(found, chart, output or f'{chart}.svg')}")
+        return
+    diagnosis = diagnose(found)
+    if text:
+        show(diagnosis)
+        return
+    from rheoscope.reports.report import write_report
+
+    path = output or NAMES[form or Format.html]
+    if path != STANDARD_OUTPUT:
+        show(diagnosis)
+    written = write_report(found, path, diagnosis, form=form)
+    if path != STANDARD_OUTPUT:
+        typer.echo(f"Report: {written}")

@@ -6,8 +6,10 @@ from . import (
     attention,
     bias_terms,
     biases,
+    exact_checks,
     gradient_flow,
     hidden_layers,
+    hyperparameters,
     logits,
     norms,
     placements,
@@ -19,6 +21,12 @@ from . import (
 from .chart import ComparisonChart, RunChart
 
 RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
+    (
+        "checks",
+        "Exact checks",
+        "What was proved on this model itself, by moving one thing and looking at another.",
+        (exact_checks.checks, exact_checks.checks_by_place),
+    ),
     (
         "gradient-flow",
         "Gradient flow",
@@ -69,6 +77,12 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
     ),
     ("updates", "Updates", "How far the optimizer moves each block.", (updates.update_ratio,)),
     ("the-run-itself", "The run", "", (steps.loss_and_norms, logits.log_z)),
+    (
+        "design",
+        "Design beside published models",
+        "Sizes and settings, and what they would cost between devices.",
+        (hyperparameters.beside, hyperparameters.published, hyperparameters.sent),
+    ),
 )
 
 COMPARISON_SECTIONS: tuple[tuple[str, str, str, tuple[ComparisonChart, ...]], ...] = (

@@ -26,7 +26,7 @@ class Chart:
         key: its anchor in the page, of letters and hyphens.
         title: what the eye should take away, with its number.
         reading: how to read it, in one or two sentences.
-        figure: None where there is nothing to draw.
+        figure: None where there is nothing to draw; without ``absent`` the table itself is what is shown.
         table: the drawn numbers, for those who cannot see the figure or want them exactly.
         absent: why there is nothing to draw.
     """

@@ -11,6 +11,8 @@ from rheoscope.reports.theme import PALETTE, SEQUENTIAL, axis, figure, number, p
 
 from .chart import MOST_CELLS, MOST_COLUMNS, MOST_LINES, chosen, rounded, standing_out
 
+MOST_EXACT = 300  # points of a line that keep all their digits
+
 
 def place_name(stack: int, block: int, branch: str, *, n_stacks: int = 1) -> str:
     """Return what a reader calls a place of the stream."""
@@ -39,6 +41,7 @@ def lines_over_depth(
     drawn = figure(x="depth: residual adds passed", y=y, log_y=log_y)
     steps = chosen(sorted({int(step) for step in frame["step"]}), MOST_LINES)
     stacks = sorted({int(stack) for stack in frame["stack"]})
+    named: list[list[str]] = []
     for stack in stacks:
         for index, step in enumerate(steps):
             rows = frame[(frame["step"] == step) & (frame["stack"] == stack)].sort_values("depth")
@@ -50,12 +53,12 @@ def lines_over_depth(
             drawn.add_trace(
                 go.Scatter(
                     x=rows["depth"].tolist(),
-                    y=finite(rows[column], log=log_y),
+                    y=shown(finite(rows[column], log=log_y)),
                     name=f"step {step}" if len(stacks) == 1 else f"stack {stack}, step {step}",
                     mode="lines+markers",
                     line={"color": PALETTE[index % len(PALETTE)], "dash": "solid" if stack == stacks[0] else "dash"},
                     marker={"size": 6},
-                    text=[plot_text(name) for name in names],
+                    meta=_named(named, [plot_text(name) for name in names]),
                     hovertemplate="%{text}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
                 )
             )
@@ -70,7 +73,20 @@ def lines_over_depth(
                 hovertemplate="depth %{x}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
             )
         )
+    drawn.update_layout(meta={"texts": named})
     return settled(drawn)
+
+
+def shown(values: list[float | None]) -> list[float | None]:
+    """Return the values of a long line with as many digits as it can show, of a short one as they are."""
+    return values if len(values) <= MOST_EXACT else [None if value is None else rounded(value) for value in values]
+
+
+def _named(named: list[list[str]], names: list[str]) -> int:
+    """Return which of ``named`` a line's points are called by, added where they are new: most lines share them."""
+    if names not in named:
+        named.append(names)
+    return named.index(names)
 
 
 def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", log: bool = True) -> go.Figure:
@@ -104,7 +120,7 @@ def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", l
             x=[str(step) for step in steps],
             y=[plot_text(label) for label in labels],
             z=[[None if np.isnan(v) else rounded(float(v), 4) for v in row] for row in colours],
-            customdata=[[number(float(v)) for v in row] for row in values],
+            meta={"log": log, "words": _words(values, colours)},
             colorscale=SEQUENTIAL,
             colorbar={"title": {"text": plot_text(f"log₁₀ {unit}" if log else unit), "side": "right"}, "thickness": 12},
             hovertemplate="%{y}, step %{x}<br>%{customdata}<extra></extra>",
@@ -127,6 +143,12 @@ def heatmap(frame: pd.DataFrame, column: str, unit: str, *, by: str = "depth", l
     drawn.update_yaxes(**axis(""), type="category", nticks=min(len(labels), 30))
     drawn.update_xaxes(type="category", nticks=min(len(steps), 12))
     return drawn
+
+
+def _words(values: np.ndarray, colours: np.ndarray) -> list[tuple[int, int, str]]:
+    """Return row, column and words of the cells without a colour but with a value: the page makes the others' of the colour."""
+    bare = np.argwhere(np.isnan(colours) & ~np.isnan(values))
+    return [(int(i), int(j), number(float(values[i, j]))) for i, j in bare]
 
 
 def finite(values: pd.Series, *, log: bool = False) -> list[float | None]:

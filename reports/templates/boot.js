@@ -47,10 +47,23 @@
     return;
   }
 
+  // What the hover says is made here of what is drawn, so that the file need not hold it twice.
+  function worded(figure) {
+    const texts = figure.layout.meta?.texts;
+    for (const trace of figure.data) {
+      if (texts && typeof trace.meta === "number") trace.text = texts[trace.meta];
+      if (trace.type !== "heatmap" || trace.customdata || !trace.meta) continue;
+      const said = (level) => Number((trace.meta.log ? 10 ** level : level).toPrecision(3)).toString();
+      trace.customdata = trace.z.map((row) => row.map((level) => (level === null ? "not recorded" : said(level))));
+      for (const [row, column, words] of trace.meta.words) trace.customdata[row][column] = words;
+    }
+    return figure;
+  }
+
   async function draw(chart) {
     if (chart.dataset.drawn) return;
     chart.dataset.drawn = "begun";
-    const figure = figures[chart.dataset.figure];
+    const figure = worded(figures[chart.dataset.figure]);
     await Plotly.newPlot(chart, figure.data, themed(figure.layout), config);
     chart.dataset.drawn = "yes";
   }

@@ -18,7 +18,7 @@ from unittest import mock
 # Imported here, before the forks, what each command would import again.
 import rheoscope.diagnostics.comparison
 import rheoscope.diagnostics.diagnosis
-import rheoscope.reports.page
+import rheoscope.reports.report
 import rheoscope.reports.terminal  # noqa: F401
 from rheoscope.command_line import main
 

@@ -1,10 +1,13 @@
 """Recordings that the report's tests show: a short run, a check-up, a comparison, and hand-made ill ones."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from browsers import CHROMIUM, QUIET
+from playwright.sync_api import Browser, sync_playwright
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.experiments.norm_placement_and_biases import norm_placement_and_biases
@@ -24,6 +27,15 @@ HOSTILE = (
 def next_token_loss(model: torch.nn.Module, batch: Tensor) -> Tensor:
     loss: Tensor = model(batch[:, :-1], batch[:, 1:]).loss
     return loss
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One headless Chromium for all tests."""
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

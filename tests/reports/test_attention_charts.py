@@ -7,7 +7,7 @@ import pytest
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.recording import Recording
 from rheoscope.reports.figures import attention
-from rheoscope.reports.page import render
+from rheoscope.reports.report import render
 
 PLACE = {"stack": 0, "branch": "attention", "micro_step": 0}
 

@@ -10,7 +10,7 @@ from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.diagnosis import Diagnosis
 from rheoscope.probes.errors import ReportError
 from rheoscope.probes.recording import Recording
-from rheoscope.reports.page import render, write_report
+from rheoscope.reports.report import render, write_report
 from rheoscope.reports.script import digest
 
 
