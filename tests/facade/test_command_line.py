@@ -165,3 +165,24 @@ def test_examine_prints_the_anatomy_and_the_verdict(tmp_path: Path) -> None:
     assert "├── LayerNorm ── attention + bias ──╯" in text
     assert "PASS" in text
     assert (tmp_path / "page.html").is_file()
+
+
+def test_report_on_standard_output_is_the_document_alone(folder: Path) -> None:
+    code, text = called("report", folder, "--format", "json", "-o", "-")
+
+    assert code == 0
+    assert json.loads(text)["verdict"] == "PASS"
+
+
+def test_the_suffix_of_a_report_tells_its_form(folder: Path, tmp_path: Path) -> None:
+    code, _ = called("report", folder, "-o", tmp_path / "report.md")
+
+    assert code == 0
+    assert (tmp_path / "report.md").read_text().startswith("<!-- Written by Rheoscope -->\n## PASS: healthy")
+
+
+def test_a_comparison_is_written_as_markdown(folder: Path, ill_folder: Path) -> None:
+    code, text = called("compare", folder, ill_folder, "--format", "markdown", "-o", "-")
+
+    assert code == 0
+    assert "### FAIL: ill" in text
