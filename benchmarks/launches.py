@@ -31,8 +31,8 @@ KINDS = {
     "control": "control: reads the same tensors once",
     "naive": "naive hooks",
 }
-HEAD = """Counted on the CPU, not timed: calls of the fused kernel and torch operations inside callbacks that are neither views nor
-allocations, each at least one launch on CUDA, and the sizes of what they are given and give."""
+HEAD = """Counted on the CPU, not timed: calls of the fused kernel and torch operations inside callbacks that are neither views
+nor allocations, each at least one launch on CUDA, and the sizes of what they are given and give."""
 FUSED = "activations and gradients: the fused kernel"
 COPY = "rows and their copy to the host"
 PARTS = {  # module of ours that calls -> part of the set
