@@ -23,6 +23,8 @@ in the caches, and takes several times what it takes in a loop of its own.
 """
 PARTS = (
     ("Overhead", "overhead.py"),
+    ("Launches and bytes on a GPU", "launches.py"),
+    ("Peers", "peers.py"),
     ("A long run", "soak.py"),
     ("Recording size", "scale.py"),
     ("Discovery and check-up", "discovery_cost.py"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .anatomy import Anatomy, Point
 from .kernels import by_torch
+from .padding import Unpadded
 from .statistics import Sheet
 
 
@@ -60,13 +61,13 @@ class PathSums:
         # The engine never adds in place to a gradient that somebody holds.
         self._held[index] = gradient.detach()
 
-    def arrive(self, index: int, gradient: Tensor, sheet: Sheet, row: int) -> None:
+    def arrive(self, index: int, gradient: Tensor, meter: Sheet | Unpadded, row: int) -> None:
         """Measure the gradient of the state before into ``row``, and split it by the one that went down its skip path."""
         skip = self._held.pop(index, None)
         if skip is None or skip.shape != gradient.shape:
-            sheet.measure(row, gradient)
+            meter.measure(row, gradient)
             return
-        sheet.measure_beside(row, gradient, skip, self._scales[index], self.pairs[index])
+        meter.measure_beside(row, gradient, skip, self._scales[index], self.pairs[index])
 
     def is_held(self, index: int, gradient: Tensor) -> bool:
         """Return whether ``gradient`` is the very tensor that is held for the skip path of this branch."""

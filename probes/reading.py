@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .padding import Unpadded
 from .paths import PathSums
 from .rounding import Rounding
 from .statistics import Sheet
@@ -26,6 +27,7 @@ class Reading:
         writes: row of a gradient that is a write's under another name -> its add, and the row of the sum's gradient.
         shown: the tensor measured last in the forward (a weak reference), its version, row and flags.
         is_repeated: whether some gradient came back twice; the last one counts.
+        meter: what fills ``sums``: themselves, or, where a mask tells padding, what leaves it out.
     """
 
     sums: Sheet
@@ -37,3 +39,8 @@ class Reading:
     writes: dict[int, tuple[int, int]] = field(default_factory=dict)
     shown: tuple[Any, int, int, int] | None = None
     is_repeated: bool = False
+    meter: Sheet | Unpadded = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Measure every token."""
+        self.meter = self.sums

@@ -15,6 +15,7 @@ from .counted import Counted
 from .function_taps import FunctionTaps, Guard
 from .hooked import is_recomputing
 from .logits import LogitTaps
+from .padding import masks_of
 from .schema import TABLES
 from .tokens import TokenTaps
 from .wrappers import here
@@ -25,7 +26,6 @@ _ROWS: dict[str, Callable[[Counted], dict[str, Any] | None]] = {
     "tokens": tokens.row_of,
     "logits": logits.row_of,
 }
-MASK = "attention_mask"  # the field's own keyword: (batch, token), 0 where a token is padding
 
 
 class RelationTaps:
@@ -46,8 +46,7 @@ class RelationTaps:
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], micro_step: int) -> None:
         """Look at the forward that begins with these arguments."""
         self._functions.attach()
-        mask = kwargs.get(MASK)
-        self._tokens.begin(micro_step, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+        self._tokens.begin(micro_step, masks_of(self._anatomy, kwargs))
         self._logits.begin(micro_step)
         self._functions.begin(args, kwargs)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .anatomy import Anatomy
 from .kernels import by_torch
+from .padding import Unpadded
 from .sites import Layout
 from .versions import version_of
 
@@ -24,6 +25,7 @@ class Rounding:
 
     Attributes:
         energies: shape (branches, 2); NaN stands for not measured.
+        unpadded: tells the real tokens; None where all are.
     """
 
     def __init__(self, anatomy: Anatomy, layout: Layout, device: torch.device) -> None:
@@ -43,12 +45,13 @@ class Rounding:
         with torch.inference_mode(False):
             n = anatomy.n_branches
             self.energies = torch.full((n, 2), torch.nan, dtype=by_torch.wide_dtype(device), device=device)
+        self.unpadded: Unpadded | None = None
         self._seen: dict[int, tuple[Tensor, int]] = {}
 
     def see(self, row: int, tensor: Tensor) -> None:
         """Take note of an operand of 16 bits, or measure the add whose sum ``tensor`` is."""
         for index, skip, scale, terms in self._adds.get(row, ()):
-            self._measure(index, tensor, skip, scale, terms)
+            self._measure(index, row, tensor, skip, scale, terms)
         if row in self._operands:
             self._seen[row] = (tensor.detach(), version_of(tensor))
 
@@ -61,7 +64,9 @@ class Rounding:
         self._seen.clear()
         self.energies.fill_(torch.nan)
 
-    def _measure(self, index: int, total: Tensor, skip_row: int, scale: float, terms: tuple[int, ...]) -> None:
+    def _measure(
+        self, index: int, row: int, total: Tensor, skip_row: int, scale: float, terms: tuple[int, ...]
+    ) -> None:
         skip = self._whole(skip_row)
         written = [self._whole(row) for row in terms]
         self._seen.pop(skip_row, None)
@@ -73,6 +78,8 @@ class Rounding:
             return
         write = torch.stack([term.float() for term in written if term is not None]).sum(0)
         lost = total.detach().float() - torch.add(write, skip.float(), alpha=scale)
+        if self.unpadded is not None:
+            lost, write = self.unpadded.only(row, lost), self.unpadded.only(row, write)
         wide = self.energies.dtype
         self.energies[index] = torch.stack([lost.square().sum(dtype=wide), write.square().sum(dtype=wide)])
 

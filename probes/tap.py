@@ -56,7 +56,7 @@ class Tap:
                 taps.n_shown_in_graph += 1
                 if not self._has_path and reading.shown is not None and self._is_shown(reading, tensor):
                     return
-                reading.sums.measure(self._row, here(tensor), self._flags)
+                reading.meter.measure(self._row, here(tensor), self._flags)
                 if tensor.dtype in SHORT:
                     reading.rounding.see(self._row, here(tensor))
                 reading.shown = (weakref.ref(tensor), version_of(tensor), self._row, self._flags)
@@ -77,7 +77,7 @@ class Tap:
         try:
             taps.n_shown_in_graph += 1
             if taps.current is not None:
-                taps.current.sums.measure(self._row, tensor, self._flags)
+                taps.current.meter.measure(self._row, tensor, self._flags)
         except Exception as error:  # noqa: BLE001 - training goes on
             taps.fail("forward", error)
 
@@ -125,9 +125,9 @@ class Tap:
                 # An add hands one and the same gradient to both of its operands: it was measured at the sum.
                 reading.copies.append((row, write[1]))
             elif self._arriving is not None:
-                reading.paths.arrive(self._arriving, gradient, reading.sums, row)
+                reading.paths.arrive(self._arriving, gradient, reading.meter, row)
             else:
-                reading.sums.measure(row, gradient)
+                reading.meter.measure(row, gradient)
             if self._leaving is not None:
                 reading.paths.leave(self._leaving[0], gradient)
         except Exception as error:  # noqa: BLE001 - training goes on

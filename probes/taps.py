@@ -19,6 +19,7 @@ from .biases import BiasTaps
 from .compiled import EAGER, Compilation, uncompiled
 from .hooked import Hooked, See
 from .in_graph import InGraph, serves
+from .padding import Unpadded, masks_of, meter
 from .paths import Paths, PathSums
 from .reading import Reading
 from .relations import RelationTaps
@@ -53,6 +54,8 @@ class Taps:
         self.fail = fail
         self.relations = relations
         self.rows = {point: row for row, point in enumerate(self.layout.points)}
+        stacks = {site.point: site.stack for site in reversed(self.layout.sites)}
+        self._stacks = [stacks[point] for point in self.layout.points]
         self.current: Reading | None = None  # where the forward that runs is measured
         self.flowing: Reading | None = None  # whose gradient came last: what checkpointing recomputes belongs to it
         self._model = model
@@ -106,6 +109,7 @@ class Taps:
         self.current = self._spare.pop() if self._spare else self._new_reading()
         self.readings.append(self.current)
         self._biases.read(self.current.biases)
+        self._leave_padding_out(self.current, kwargs or {})
         if self._graph is not None:
             self._graph.switch.is_on, self.n_shown_in_graph = True, 0
             return True
@@ -116,6 +120,11 @@ class Taps:
         if self.relations is not None:
             self.relations.begin(args, dict(kwargs or {}), len(self.readings) - 1)
         return True
+
+    def _leave_padding_out(self, reading: Reading, kwargs: Mapping[str, Any]) -> None:
+        masks = masks_of(self.anatomy, kwargs)
+        reading.meter = meter(reading.sums, self._stacks, masks) if masks else reading.sums
+        reading.rounding.unpadded = reading.meter if isinstance(reading.meter, Unpadded) else None
 
     def end(self, *, failed: bool = False) -> str | None:
         """End the forward: module calls until the next ``begin`` are somebody else's; one that failed is forgotten.
@@ -168,6 +177,7 @@ class Taps:
             reading.writes.clear()
             reading.shown = None
             reading.is_repeated = False
+            reading.meter, reading.rounding.unpadded = reading.sums, None
             self._spare.append(reading)
 
     def keep_leaf(self, handle: Any) -> None:

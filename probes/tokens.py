@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class TokenTaps:
         self._before: dict[int, _Before] = {}
         self._scratch = Scratch()
         self._is_overwritten = False
-        self._mask: Tensor | None = None
+        self._masks: dict[int, Tensor] = {}
         self._micro_step = 0
 
     @property
@@ -69,21 +70,22 @@ class TokenTaps:
         """The points at which ``see`` wants the tensor."""
         return tuple(self._states)
 
-    def begin(self, micro_step: int, mask: Tensor | None = None) -> None:
+    def begin(self, micro_step: int, masks: Mapping[int, Tensor] | None = None) -> None:
         """A forward begins.
 
         Args:
             micro_step: which forward of the step.
-            mask: true or 1 where a token is no padding, shape (batch, tokens); None where all count. It is used for
-                states of that shape only.
+            masks: by stack, true or 1 where a token is no padding, shape (batch, tokens), used for states of that shape
+                only; all tokens of other stacks count.
         """
-        self._micro_step, self._mask = micro_step, None if mask is None else mask.detach().to(torch.bool)
+        self._micro_step = micro_step
+        self._masks = {stack: mask.detach().to(torch.bool) for stack, mask in (masks or {}).items()}
         self._before.clear()
 
     def end(self, *, failed: bool = False) -> None:
         """The forward has ended: no state is kept any longer; one that failed is forgotten when it is read."""
         self._before.clear()
-        self._mask = None
+        self._masks = {}
         if failed:
             self._seen = [(-1 if micro_step == self._micro_step else micro_step, s) for micro_step, s in self._seen]
 
@@ -92,7 +94,7 @@ class TokenTaps:
         state = self._states.get(point)
         if state is None or tensor.dim() < 2 or not tensor.is_floating_point() or not is_plain(tensor):
             return
-        values, mask = _sequences(tensor), self._mask
+        values, mask = _sequences(tensor), self._masks.get(state.stack)
         shape = values.shape
         chosen = chosen_tokens(shape[0], shape[1])
         mask = None if mask is None or mask.shape != shape[:2] else mask[chosen.sequences, chosen.tokens]

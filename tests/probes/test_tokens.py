@@ -54,7 +54,7 @@ def mean_angle(state: Tensor, before: Tensor, mask: Tensor | None = None) -> flo
 def measured(model: nn.Module, mask: Tensor | None = None) -> list[dict[str, Any]]:
     taps = TokenTaps(rs.discover(model, batch_of(model)))
     hooked = Hooked(model, taps.points, lambda point: partial(taps.see, point))
-    taps.begin(0, mask)
+    taps.begin(0, None if mask is None else {0: mask})
     model(**batch_of(model))
     taps.end()
     hooked.remove()
@@ -262,7 +262,7 @@ def test_the_chosen_tokens_alone_are_measured(is_dense: bool, dtype: torch.dtype
         states = [state.transpose(0, 1).contiguous().transpose(0, 1) for state in states]
     mask = torch.rand(20, 70) < 0.8
     chosen = chosen_tokens(20, 70)[:2]
-    taps.begin(0, mask)
+    taps.begin(0, None if mask is None else {0: mask})
 
     for point, state in zip(points, states, strict=True):
         taps.see(point, state)
