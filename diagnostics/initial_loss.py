@@ -39,7 +39,6 @@ def initial_loss(tables: Tables) -> list[Finding]:
                 "first loss", loss, expected, "ln V, and half the variance of the logits", INITIAL_LOSS_ABOVE
             ),
             remedy="Look at the init of the head, and of the embedding where the two are tied.",
-            reference="E[logsumexp] of Gaussian logits of variance v over V tokens is ln V + v / 2.",
         )
     ]
 

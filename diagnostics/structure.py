@@ -96,7 +96,6 @@ def _parameter(step: int, role: str, row: Any, odd: Apart) -> Finding:
             "parameter RMS", odd.value, odd.middle, "the same parameter of the other blocks", _LEAST[role]
         ),
         remedy=_REMEDIES[role],
-        reference="Blocks of one stack share a class and an init.",
     )
 
 
@@ -120,7 +119,6 @@ def odd_branches(tables: Tables) -> list[Finding]:
                         f"siblings it is {usual}.",
                         evidence=Evidence(f"{words} of the branch", 1.0, 0.0, f"{n} siblings share one"),
                         remedy="Look at how this block is built.",
-                        reference="Blocks of one stack share a class.",
                     )
                 )
     return found
@@ -175,7 +173,6 @@ def odd_dropout(tables: Tables) -> list[Finding]:
                 f"{int(row['block'])} writes; of its siblings' it takes {usual:.0%}.",
                 evidence=Evidence("share dropped", float(row["observed"]), usual, "the other blocks", DROPOUT_APART),
                 remedy="Look at this block's dropout.",
-                reference="Blocks of one stack share a class.",
             )
         )
     return found
@@ -224,7 +221,6 @@ def _epsilon(step: int, row: dict[str, Any], odd: Apart) -> Finding:
             "output RMS of the norm / gain RMS", odd.value, odd.middle, "the same norm of the other blocks"
         ),
         remedy="Look at this norm's epsilon; 1e-5 or 1e-6 is usual.",
-        reference="sqrt(var / (var + eps)): the share that a norm gives.",
     )
 
 

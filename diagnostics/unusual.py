@@ -114,5 +114,4 @@ def _finding(stack: Stack, sentence: str, evidence: Evidence, remedy: str) -> Fi
         sentence=sentence,
         evidence=evidence,
         remedy=remedy,
-        reference="What all blocks share is taken for design.",
     )

@@ -75,7 +75,7 @@ def _class_wide(tables: Tables, kind: str, ratio: float, row: dict[str, Any]) ->
 def _amount(ratio: float) -> str:
     if abs(ratio) < 1e-3:
         return "none of the gradient arrives"
-    return f"{ratio:.3g} of the gradient arrives" + (", turned around" if ratio < 0 else "")
+    return f"{ratio:.3g} times the gradient arrives" + (", turned around" if ratio < 0 else "")
 
 
 def causality(tables: Tables) -> list[Finding]:
@@ -131,7 +131,6 @@ def loss_scale(tables: Tables) -> list[Finding]:
                 row["tolerance"],
             ),
             remedy="Look for a factor on the loss: a scaler whose scale is not divided out again, accumulation counted twice.",
-            reference="Gradient of the softmax cross-entropy.",
         )
         for row in records(ill)
     ]
@@ -215,7 +214,6 @@ def odd_block(tables: Tables) -> list[Finding]:
                     f"time{'s' if n != 1 else ''}; each of the {len(counts) - 1} others does {usual}.",
                     evidence=Evidence("adds in the block", float(n), float(usual), "the other blocks", 0.0),
                     remedy="Look at what this block adds: a branch that is missing, or the stream added to itself.",
-                    reference="Blocks of one stack share a class.",
                 )
             )
     return found
@@ -256,7 +254,7 @@ def _finding(
     evidence: Evidence,
     remedy: str,
     module_path: str = "",
-    reference: str = "An identity: it holds to rounding in every sound model.",
+    reference: str = "",
 ) -> Finding:
     return Finding(
         code=code,

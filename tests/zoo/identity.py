@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 import sys
 import tempfile
 from collections import Counter
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from rheoscope.probes.batches import tensors
@@ -140,6 +142,8 @@ def trained(
 ) -> Trained:
     """Return the losses and the weights after AdamW steps on one batch, with dropout on."""
     torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
     model = copy.deepcopy(made.model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     torch._dynamo.reset()
