@@ -86,6 +86,8 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
     is_ill = abs(float(logs[worst])) > math.log(max(THEORY_APART, band**2))
     # No hook sees the terms of a parallel block both before and after what multiplies them.
     is_seen = all(b.kind != "parallel" for b in tables.anatomy.branches if b.stack == prediction.stack)
+    # Of a run the weights are recorded after the step, its activations before it: the two do not quite belong together.
+    is_check_up = "before any optimizer" in str(tables.recording.manifest.get("gradients", ""))
     what = "state RMS" if is_state else "gradient RMS"
     name = tables.stack_name(prediction.stack)
     if is_ill:
@@ -107,7 +109,7 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
     code = "state-theory" if is_state else "gradient-theory"
     return Finding(
         code=code.replace("theory", "unlike-theory") if is_ill else code,
-        severity="warning" if is_ill and is_seen else "info",
+        severity="warning" if is_ill and is_seen and is_check_up else "info",
         confidence=0.6,
         block=int(start["block"]) if is_ill and start["block"] >= 0 else None,
         component=f"stack {prediction.stack}" if not is_ill else str(start["branch"]),

@@ -17,6 +17,7 @@ from .thresholds import (
     DEAD_APART,
     DEAD_SHARE,
     HIDDEN_APART,
+    HIDDEN_APART_AT_ENDS,
     LEAST_SIBLINGS,
     LOGITS_APART,
     LOGITS_APART_AT_ENDS,
@@ -61,6 +62,7 @@ def hidden_units(tables: Tables) -> list[Finding]:
                 "Look at this MLP's first projection and its bias.",
             )
             for odd in apart(group["rms"].tolist(), HIDDEN_APART)
+            if _is_far(odd, len(group), HIDDEN_APART_AT_ENDS)
         ]
     return found
 
@@ -110,8 +112,7 @@ def write_size(tables: Tables) -> list[Finding]:
         for group in _alike(shares)
         for odd in apart(group["share"].tolist(), WRITE_APART)
         # Where writes add up to more and more, the first of them counts most.
-        if odd.index not in (0, len(group) - 1)
-        or not odd.high / WRITE_APART_AT_ENDS < odd.value < WRITE_APART_AT_ENDS * odd.high
+        if _is_far(odd, len(group), WRITE_APART_AT_ENDS)
     ]
 
 
@@ -152,6 +153,11 @@ def _alike(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Yield the rows of each kind of branch of each stack, by depth."""
     for _, group in rows.sort_values("depth").groupby(["stack", "branch"], sort=False):
         yield group.reset_index(drop=True)
+
+
+def _is_far(odd: Apart, n: int, at_ends: float) -> bool:
+    """Return whether the first or the last block, which differ in healthy stacks too, is as far out as ``at_ends`` times."""
+    return odd.index not in (0, n - 1) or odd.value > at_ends * odd.high or odd.value * at_ends < odd.low
 
 
 def _where(row: dict[str, Any]) -> str:

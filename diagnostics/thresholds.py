@@ -64,10 +64,11 @@ BIAS_APART = 3.0
 BIAS_FLOOR = 1e-3  # RMS below which a bias is nothing
 # Statistics of activations vary between healthy siblings far more than weights do.
 HIDDEN_APART = 2.0
+HIDDEN_APART_AT_ENDS = 6.0
 LOGITS_APART = 1.5
-LOGITS_APART_AT_ENDS = 4.0
+LOGITS_APART_AT_ENDS = 10.0
 WRITE_APART = 3.0
-WRITE_APART_AT_ENDS = 10.0
+WRITE_APART_AT_ENDS = 30.0
 # The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12
 # blocks after 60 to 200 steps); parameters that start at 0 by more.
 TRAINED_ENDS_APART = 2.0

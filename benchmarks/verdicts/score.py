@@ -139,7 +139,7 @@ def page(
             )
     lines += ["", "## What fails", ""]
     lines += [f"- {text}" for text in _failures(single, [*healthy, *watched])]
-    lines += [_of_type(t) for t in types if t.alarms or t.status.startswith("failed")] or ["- Nothing."]
+    lines += [_of_type(t) for t in types if t.alarms or t.status.startswith("failed")]
     return "\n".join(lines) + "\n"
 
 
