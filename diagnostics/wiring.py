@@ -17,6 +17,7 @@ from .frames import groups, records
 from .tables import Tables
 from .thresholds import LEAST_SIBLINGS, SCALE_ALIKE, SCALE_APART
 
+FEWEST_SCALES = 4  # blocks
 MOST_TERMS = 4  # that a parallel block adds at once
 REMEDIES = {
     "skip-scale": "Look at this block's add: a term that is scaled, missing or added twice.",
@@ -188,7 +189,11 @@ def logit_scale(tables: Tables) -> list[Finding]:
                 normed = [branch.attention is not None and branch.attention.qk_norm.endswith("norm") for branch in mine]
                 if check == "logit_size" and not all(normed):
                     continue  # without norms of queries and keys their size is no constant
+                if any(branch.attention is not None and branch.attention.soft_cap for branch in mine):
+                    continue  # a soft cap bends the logits: their slope depends on how large they are
                 sizes = [values.get((branch.stack, branch.depth)) for branch in mine]
+                if sum(size is not None for size in sizes) <= FEWEST_SCALES:
+                    continue  # three of four may agree by chance where each block has its own
                 told = _apart(mine, sizes, "attention-scale", lambda b: f"the attention logit of block {b.block}")
                 found |= {(stack.index, finding.block or 0): finding for finding in told}
     return list(found.values())
