@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rheoscope.probes.anatomy import LEDGER_TOLERANCE
 
+from .factors import Shared, shared, shared_logit_factor
 from .tables import Tables
-from .thresholds import DROPOUT_APART, LEAST_SIBLINGS, SCALE_ALIKE, SCALE_APART
+from .thresholds import DROPOUT_APART, LEAST_SIBLINGS, SCALE_APART
 
 COLUMNS = ["check", "stack", "block", "branch", "depth", "observed", "expected", "tolerance", "state", "note"]
 PROVES = {
@@ -39,9 +41,9 @@ def exact_checks(tables: Tables) -> pd.DataFrame:
         mine = rows[rows["check"] == check]
         if len(mine):
             found.append(_judged(mine, mine["expected"].fillna(expected)))
-    for check in ("write_scale", "dropped_share"):
-        found += [_beside_siblings(group) for group in _classes(rows[rows["check"] == check])]
-    found += _attention(rows)
+    found += [_beside_siblings(group) for group in _classes(rows[rows["check"] == "write_scale"])]
+    found += [_dropped(group) for group in _classes(rows[rows["check"] == "dropped_share"])]
+    found += _attention(tables)
     origins = rows[rows["check"] == "nonfinite_origin"]
     if len(origins):
         found.append(origins.assign(state="deviates"))
@@ -87,8 +89,6 @@ def _ledger(tables: Tables) -> pd.DataFrame:
 
 
 def _proven(tables: Tables) -> Iterator[dict[str, Any]]:
-    from rheoscope.probes.anatomy import LEDGER_TOLERANCE
-
     for branch in tables.anatomy.branches:
         if branch.ledger_error is not None:
             yield {
@@ -118,36 +118,43 @@ def _judged(rows: pd.DataFrame, expected: pd.Series) -> pd.DataFrame:
 
 
 def _beside_siblings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of one class judged against their median, where nearly all share it."""
+    """Return the rows of one class judged against the factor that nearly all share."""
+    return _against(rows, shared(rows["observed"].tolist()))
+
+
+def _against(rows: pd.DataFrame, usual: Shared | None) -> pd.DataFrame:
+    if usual is None:
+        return rows.assign(expected=np.nan, tolerance=np.nan, state="own")
+    state = np.where(rows["observed"].map(usual.is_apart), "deviates", "holds")
+    return rows.assign(expected=usual.value, tolerance=SCALE_APART * abs(usual.value), state=state)
+
+
+def _dropped(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the dropped shares of one class judged against their median, each known to the number of its elements."""
     middle = float(rows["observed"].median())
-    away = (rows["observed"] - middle).abs()
-    if (rows["check"] == "dropped_share").all():
-        allowed = (2 * rows["tolerance"]).clip(lower=DROPOUT_APART)
-        is_shared = (away <= allowed).sum() * 4 >= 3 * len(rows)
-    else:
-        allowed = pd.Series(SCALE_APART * abs(middle), index=rows.index)
-        is_shared = (away <= SCALE_ALIKE * abs(middle)).sum() * 4 >= 3 * len(rows)
-    judged = rows.assign(expected=middle, tolerance=allowed)
-    if len(rows) <= LEAST_SIBLINGS or not is_shared:
-        return judged.assign(expected=np.nan, tolerance=np.nan, state="own")
-    return judged.assign(state=np.where(away <= allowed, "holds", "deviates"))
+    allowed = (2 * rows["tolerance"]).clip(lower=DROPOUT_APART)
+    is_alike = (rows["observed"] - middle).abs() <= allowed
+    if len(rows) <= LEAST_SIBLINGS or is_alike.sum() * 4 < 3 * len(rows):
+        return rows.assign(expected=np.nan, tolerance=np.nan, state="own")
+    return rows.assign(expected=middle, tolerance=allowed, state=np.where(is_alike, "holds", "deviates"))
 
 
-def _attention(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    sizes = {_place(group): _beside_siblings(group) for group in _classes(rows[rows["check"] == "logit_size"])}
-    found = []
-    for group in _classes(rows[rows["check"] == "logit_scale"]):
-        judged = _beside_siblings(group)
-        other = sizes.get(_place(group), judged)
-        found.append(other if (judged["state"] == "own").all() else judged)
-    return found
+def _attention(tables: Tables) -> list[pd.DataFrame]:
+    """Return the factors of the attention logits, of each class by the measure that its blocks share."""
+    rows = tables.identities.dropna(subset=["observed"])
+    branches = {(branch.stack, branch.depth): branch for branch in tables.anatomy.branches}
+    found: dict[tuple[int, str], pd.DataFrame] = {}
+    for check in ("logit_scale", "logit_size"):
+        for group in _classes(rows[rows["check"] == check]):
+            place = int(group["stack"].iloc[0]), str(group["branch"].iloc[0])
+            mine = [branches[key] for key in zip(group["stack"], group["depth"], strict=True) if key in branches]
+            usual = shared_logit_factor(check, mine, group["observed"].tolist())
+            if usual is not None or place not in found:
+                found[place] = _against(group, usual)
+    return list(found.values())
 
 
 def _classes(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Yield the rows of each kind of branch of each stack: blocks that ought to behave alike."""
     for _, group in rows.groupby(["stack", "branch"], sort=False):
         yield group
-
-
-def _place(group: pd.DataFrame) -> tuple[int, str]:
-    return int(group["stack"].iloc[0]), str(group["branch"].iloc[0])

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from .freshness import started_fresh
 from .recorded_attention import NoTheoryError
 from .recorded_stream import Scales, recorded_stream
 from .tables import Tables
 from .theory import predict
 from .thresholds import (
-    FRESH,
     LAST_GRADIENT_APART,
     NARROW,
     THEORY_GRADIENT_BAND,
@@ -100,21 +100,6 @@ def _prediction(tables: Tables, stack: int) -> Prediction:
         1 + THEORY_RMS_BAND + noise,
         1 + THEORY_GRADIENT_BAND + THEORY_GRADIENT_BAND_LOGITS * variance + noise,
     )
-
-
-def started_fresh(parameters: pd.DataFrame) -> bool:
-    """Return whether most vectors were exactly 1 or 0 before the step: gains and biases as inits make them.
-
-    Args:
-        parameters: rows of one step of that table. ``weight_rms`` is after the step, which moved a vector by ``update_rms``.
-    """
-    rows = parameters[parameters["role"].isin(["gain", "bias", "norm_bias"])].dropna(subset=["weight_rms"])
-    if not len(rows):
-        return False
-    rms = rows["weight_rms"].to_numpy(float)
-    moved = 1.001 * np.nan_to_num(rows["update_rms"].to_numpy(float)) + 1e-7
-    untouched = (np.abs(rms - 1) <= moved) | (rms <= moved)
-    return bool(untouched.mean() >= FRESH)
 
 
 def _elements(scales: Scales, site: str) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from .finding import Evidence, Finding
+from .freshness import is_fresh
 from .tables import Tables
-from .thresholds import FRESH, INITIAL_LOSS_ABOVE
+from .thresholds import INITIAL_LOSS_ABOVE
 
 
 def initial_loss(tables: Tables) -> list[Finding]:
@@ -16,7 +17,7 @@ def initial_loss(tables: Tables) -> list[Finding]:
     """
     vocabulary = tables.anatomy.vocabulary
     losses = tables.losses.dropna(subset=["loss"])
-    if vocabulary < 2 or not len(losses) or not is_fresh(tables):
+    if vocabulary < 2 or not len(losses) or not is_fresh(tables, 0):
         return []
     loss, step = float(losses["loss"].iloc[0]), int(losses["step"].iloc[0])
     expected = math.log(vocabulary)
@@ -41,18 +42,3 @@ def initial_loss(tables: Tables) -> list[Finding]:
             remedy="Look at the init of the head, and of the embedding where the two are tied.",
         )
     ]
-
-
-def is_fresh(tables: Tables) -> bool:
-    """Return whether most norm gains are still exactly 1 and most biases exactly 0, as inits make them."""
-    rows = tables.parameters
-    rows = rows[(rows["step"] == rows["step"].min()) & rows["weight_rms"].notna()]
-    gains, biases = (
-        rows[rows["role"] == "gain"]["weight_rms"],
-        rows[rows["role"].isin(["bias", "norm_bias"])]["weight_rms"],
-    )
-    if not len(gains) and not len(biases):
-        return False
-    # What norms queries and keys has a gain that no hook tells from a bias: 1 is an init as 0 is.
-    untouched = sum(int(rows_.isin([0.0, 1.0]).sum()) for rows_ in (gains, biases))
-    return bool(untouched >= FRESH * (len(gains) + len(biases)))

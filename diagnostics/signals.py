@@ -9,7 +9,7 @@ import pandas as pd
 
 from .finding import Evidence, Finding
 from .frames import groups, records
-from .initial_loss import is_fresh
+from .freshness import is_fresh
 from .siblings import Apart, apart
 from .tables import Tables
 from .thresholds import (
@@ -119,7 +119,7 @@ def write_size(tables: Tables) -> list[Finding]:
 def rank_collapse(tables: Tables) -> list[Finding]:
     """Report a block behind which the tokens are suddenly alike."""
     rows = tables.tokens()
-    if not len(rows) or not is_fresh(tables):
+    if not len(rows) or not is_fresh(tables, int(rows["step"].min())):
         return []  # trained networks gather their tokens where it serves them
     rows = rows[rows["step"] == rows["step"].min()]
     found = []

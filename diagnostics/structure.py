@@ -11,7 +11,7 @@ from rheoscope.probes.anatomy import Branch, Stack
 
 from .finding import Evidence, Finding
 from .frames import records
-from .initial_loss import is_fresh
+from .freshness import is_fresh
 from .siblings import Apart, apart
 from .tables import Tables
 from .thresholds import (
@@ -43,7 +43,7 @@ def odd_parameters(tables: Tables) -> list[Finding]:
     """Report a parameter whose size stands apart from that of the same parameter in the other blocks."""
     rows = tables.parameters
     rows = rows[(rows["block"] >= 0) & rows["role"].isin(list(_WORDS)) & rows["weight_rms"].notna()]
-    fresh = is_fresh(tables)
+    fresh = len(rows) > 0 and is_fresh(tables, int(rows["step"].max()))
     found = []
     for step, role, group in _classes(rows):
         # The RMS of n random numbers varies by 1 / sqrt(2 n) from one draw to the next.

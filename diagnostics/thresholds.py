@@ -49,6 +49,7 @@ LEAST_BLOCKS = 4  # below this a slope has no degrees of freedom to speak of
 # one class share it exactly, and a fault of one per cent is to be found.
 SCALE_ALIKE = 1e-3
 SCALE_APART = 5e-3
+FEWEST_LOGIT_SCALES = 4  # blocks: of four, three attention factors may agree by chance where each block has its own
 
 # A block stands apart from its siblings outside their range by that range again, this many times (in logarithms), and by a ratio
 # of its own kind. At init the RMS of sibling weights differs by at most 4 % (ten architectures); gains are 1 and biases 0

@@ -104,10 +104,10 @@ def update_siblings(tables: Tables) -> list[Finding]:
     rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight")]
     moved = rows[rows["update_rms"].notna()]
     ratios = tables.update_ratios()
-    ratios = ratios[ratios["ratio"] > 0]
-    if not len(ratios):
+    steps = ratios.loc[ratios["ratio"] > 0, "step"]
+    if not len(steps):
         return []
-    step = int(ratios["step"].min())
+    step = int(steps.min())
     found = []
     for (stack,), group in groups(rows[rows["step"] == step], "stack"):
         blocks = sorted({int(block) for block in group["block"]})
@@ -116,8 +116,7 @@ def update_siblings(tables: Tables) -> list[Finding]:
         # The first blocks of a fine-tuned model are often left alone on purpose.
         if known and left and left != list(range(len(left))) and len(left) * 4 <= len(blocks):
             found += [_not_updated(block, step, len(known)) for block in left]
-        mine = tables.update_ratios()
-        mine = mine[(mine["step"] == step) & (mine["stack"] == stack)].sort_values("block", ignore_index=True)
+        mine = ratios[(ratios["step"] == step) & (ratios["stack"] == stack)].sort_values("block", ignore_index=True)
         found += [
             _apart_at_first(int(mine["block"].iloc[odd.index]), step, odd)
             for odd in apart(mine["ratio"].tolist(), UPDATE_APART_AT_FIRST)

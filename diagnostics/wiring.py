@@ -6,18 +6,17 @@ One block that breaks an identity is an error. All of them breaking it alike is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
 from typing import Any
 
 import pandas as pd
 from rheoscope.probes.anatomy import Branch
 
+from .factors import Shared, shared, shared_logit_factor
 from .finding import Evidence, Finding, Severity
 from .frames import groups, records
 from .tables import Tables
-from .thresholds import LEAST_SIBLINGS, SCALE_ALIKE, SCALE_APART
+from .thresholds import LEAST_SIBLINGS, SCALE_APART
 
-FEWEST_SCALES = 4  # blocks
 MOST_TERMS = 4  # that a parallel block adds at once
 REMEDIES = {
     "skip-scale": "Look at this block's add: a term that is scaled, missing or added twice.",
@@ -145,11 +144,15 @@ def skip_scale(tables: Tables) -> list[Finding]:
         for kind in dict.fromkeys(branch.kind for branch in stack.branches):
             mine = [branch for branch in stack.branches if branch.kind == kind]
             skips = [None if branch.is_gated_skip else branch.scale for branch in mine]
-            found += _apart(mine, skips, "skip-scale", lambda b: f"the skip of the {b.kind} branch of block {b.block}")
+            of_skip = shared([value for value in skips if value is not None])
+            found += _apart(
+                mine, skips, of_skip, "skip-scale", lambda b: f"the skip of the {b.kind} branch of block {b.block}"
+            )
             for nth in range(MOST_TERMS):
                 writes = [measured.get((stack.index, branch.depth, nth)) for branch in mine]
+                of_write = shared([value for value in writes if value is not None])
                 found += _apart(
-                    mine, writes, "write-scale", lambda b: f"the output of the {b.kind} branch of block {b.block}"
+                    mine, writes, of_write, "write-scale", lambda b: f"the output of {b.kind} in block {b.block}"
                 )
     return found
 
@@ -185,16 +188,12 @@ def logit_scale(tables: Tables) -> list[Finding]:
         values = {(r["stack"], r["depth"]): float(r["observed"]) for r in records(rows[rows["check"] == check])}
         for stack in tables.anatomy.stacks:
             for kind in dict.fromkeys(branch.kind for branch in stack.branches):
-                mine = [branch for branch in stack.branches if branch.kind == kind]
-                normed = [branch.attention is not None and branch.attention.qk_norm.endswith("norm") for branch in mine]
-                if check == "logit_size" and not all(normed):
-                    continue  # without norms of queries and keys their size is no constant
-                if any(branch.attention is not None and branch.attention.soft_cap for branch in mine):
-                    continue  # a soft cap bends the logits: their slope depends on how large they are
-                sizes = [values.get((branch.stack, branch.depth)) for branch in mine]
-                if sum(size is not None for size in sizes) <= FEWEST_SCALES:
-                    continue  # three of four may agree by chance where each block has its own
-                told = _apart(mine, sizes, "attention-scale", lambda b: f"the attention logit of block {b.block}")
+                mine = [b for b in stack.branches if b.kind == kind and (b.stack, b.depth) in values]
+                sizes = [values[branch.stack, branch.depth] for branch in mine]
+                usual = shared_logit_factor(check, mine, sizes)
+                told = _apart(
+                    mine, sizes, usual, "attention-scale", lambda b: f"the attention logit of block {b.block}"
+                )
                 found |= {(stack.index, finding.block or 0): finding for finding in told}
     return list(found.values())
 
@@ -225,28 +224,28 @@ def odd_block(tables: Tables) -> list[Finding]:
 
 
 def _apart(
-    branches: Sequence[Branch], values: Sequence[float | None], code: str, words: Callable[[Branch], str]
+    branches: Sequence[Branch],
+    values: Sequence[float | None],
+    usual: Shared | None,
+    code: str,
+    words: Callable[[Branch], str],
 ) -> list[Finding]:
-    known = [value for value in values if value is not None]
-    if len(known) <= LEAST_SIBLINGS:
+    """Report the branches whose factor is not the one that is ``usual``."""
+    if usual is None:
         return []
-    middle = median(known)
-    alike = [value for value in known if abs(value - middle) <= SCALE_ALIKE * abs(middle)]
-    if len(alike) * 4 < len(known) * 3:
-        return []  # each block has its own: learned, or a schedule over depth
     return [
         _finding(
             code=code,
             severity="error",
             place=(branch.block, branch.kind),
-            sentence=f"{words(branch).capitalize()} is multiplied by {value:.4g}; in {len(alike)} of the {len(known)} blocks it "
-            f"is by {middle:.4g}.",
-            evidence=Evidence("factor", value, middle, "the same factor of the other blocks", SCALE_APART),
+            sentence=f"{words(branch).capitalize()} is multiplied by {value:.4g}; in {usual.n_alike} of the {usual.n} blocks it "
+            f"is by {usual.value:.4g}.",
+            evidence=Evidence("factor", value, usual.value, "the same factor of the other blocks", SCALE_APART),
             remedy=REMEDIES[code],
             module_path=branch.module_path,
         )
         for branch, value in zip(branches, values, strict=True)
-        if value is not None and abs(value - middle) > SCALE_APART * abs(middle)
+        if value is not None and usual.is_apart(value)
     ]
 
 

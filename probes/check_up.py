@@ -26,6 +26,7 @@ from .parameters import ParameterTaps
 from .pending import Pending
 from .recording import Recording
 from .relations import RelationTaps
+from .running import place_of
 from .schema import TABLES
 from .skip_path import skip_path
 from .taps import Taps
@@ -181,10 +182,7 @@ def _ledger(anatomy: Anatomy) -> list[dict[str, Any]]:
     return [
         {
             "check": "ledger",
-            "stack": branch.stack,
-            "block": branch.block,
-            "branch": branch.kind,
-            "depth": branch.depth,
+            **place_of(branch),
             "observed": branch.ledger_error,
             "expected": 0.0,
             "tolerance": LEDGER_TOLERANCE,

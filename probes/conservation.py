@@ -21,6 +21,7 @@ from .anatomy import Anatomy, Branch, Point
 from .batches import Batch, call
 from .hooked import Hooked
 from .interventions import changed, seen_after
+from .running import place_of
 from .together import ends_of, groups_of, moved_in
 
 STEP = 1e-2  # of the state's norm: central differences err by its square, float32 rounding by 1e-7 over it
@@ -284,10 +285,7 @@ def _dot(one: Tensor, other: Tensor) -> float:
 def _row(branch: Branch, ratio: float) -> dict[str, Any]:
     return {
         "check": "gradient_conservation",
-        "stack": branch.stack,
-        "block": branch.block,
-        "branch": branch.kind,
-        "depth": branch.depth,
+        **place_of(branch),
         "observed": ratio,
         "expected": 1.0,
         "tolerance": TOLERANCE,

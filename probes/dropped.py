@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, Point
-from .batches import Batch, call
-from .hooked import Hooked
+from .anatomy import Anatomy, Branch, Point
+from .batches import Batch
+from .running import place_of
+from .together import seen_in
 from .untouched import untouched
 
 
@@ -21,50 +21,35 @@ def dropped(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, 
     the dropout that stands last in the branch, to the square root of ``p (1 - p) / n``. Two forwards; the model's random state
     and buffers are put back.
     """
-    points = {}
-    for branch in anatomy.branches:
-        ends = (branch.write,) if branch.write is not None else branch.terms
-        points[branch.stack, branch.depth] = tuple(ends)
-    wanted = {end for ends in points.values() for end in ends}
-    if not wanted:
+    ends = {branch: (branch.write,) if branch.write is not None else branch.terms for branch in anatomy.branches}
+    points = {end for several in ends.values() for end in several}
+    if not points:
         return []
-    shares = []
+    seen = []
     for training in (False, True):
         with untouched(model, training=training):
             torch.manual_seed(0)
-            shares.append(_zero_shares(model, batch, wanted))
-    rows = []
-    for branch in anatomy.branches:
-        for end in points[branch.stack, branch.depth]:
-            if end in shares[0] and end in shares[1]:
-                (still, _), (noisy, n) = shares[0][end], shares[1][end]
-                share = max(0.0, noisy - still)
-                rows.append(
-                    {
-                        "check": "dropped_share",
-                        "stack": branch.stack,
-                        "block": branch.block,
-                        "branch": branch.kind,
-                        "depth": branch.depth,
-                        "module_path": end.module_path,
-                        "observed": share,
-                        "tolerance": 6 * (max(share, 1 / n) / n) ** 0.5,
-                        "note": f"share of {n:,} elements of the write that are 0 in training alone",
-                    }
-                )
-    return rows
+            seen.append(seen_in(model, batch, points))
+    still, noisy = seen
+    return [
+        _row(branch, end, _zero_share(noisy[end]) - _zero_share(still[end]), noisy[end].numel())
+        for branch, several in ends.items()
+        for end in several
+        if end in still and end in noisy and noisy[end].numel()
+    ]
 
 
-def _zero_shares(model: nn.Module, batch: Batch, points: set[Point]) -> dict[Point, tuple[float, int]]:
-    seen: dict[Point, tuple[float, int]] = {}
+def _zero_share(tensor: Tensor) -> float:
+    return float((tensor == 0).double().mean())
 
-    def see(point: Point, tensor: Tensor) -> None:
-        seen[point] = float((tensor.detach() == 0).double().mean()), max(1, tensor.numel())
 
-    hooks = Hooked(model, points, lambda point: partial(see, point))
-    try:
-        with torch.no_grad():
-            call(model, batch)
-    finally:
-        hooks.remove()
-    return seen
+def _row(branch: Branch, end: Point, beyond: float, n: int) -> dict[str, Any]:
+    share = max(0.0, beyond)
+    return {
+        "check": "dropped_share",
+        **place_of(branch),
+        "module_path": end.module_path,
+        "observed": share,
+        "tolerance": 6 * (max(share, 1 / n) / n) ** 0.5,
+        "note": f"share of {n:,} elements of the write that are 0 in training alone",
+    }

@@ -21,6 +21,7 @@ from .anatomy import Anatomy, Branch
 from .batches import Batch, call
 from .belonging import branch_of
 from .hooked import Hook
+from .running import place_of
 from .wrappers import modules_of
 
 TOLERANCE = 0.005
@@ -178,10 +179,7 @@ def _paths(model: nn.Module, watch: _Watch) -> Iterator[None]:
 def _row(check: str, branch: Branch, value: float) -> dict[str, Any]:
     return {
         "check": check,
-        "stack": branch.stack,
-        "block": branch.block,
-        "branch": branch.kind,
-        "depth": branch.depth,
+        **place_of(branch),
         "observed": value,
         "tolerance": TOLERANCE,
         "note": "factor of the attention logits, times the RMS of queries and of keys"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy, Branch
 from .batches import Batch, arguments, tensors
 from .interventions import seen_after
+from .running import place_of
 from .together import ends_of, groups_of, moved_in, seen_in
 
 TOLERANCE = 1e-6  # of the sum's largest value: several times what float32 kernels that work in tiles differ by
@@ -94,10 +95,7 @@ def _shape(tensor: Tensor, lengths: set[Any]) -> tuple[int, int, int] | None:
 def _row(branch: Branch, leak: float) -> dict[str, Any]:
     return {
         "check": "causality",
-        "stack": branch.stack,
-        "block": branch.block,
-        "branch": branch.kind,
-        "depth": branch.depth,
+        **place_of(branch),
         "observed": leak,
         "tolerance": TOLERANCE,
         "note": "change of the sum at earlier positions, over its largest value, when the state before changes at the last alone",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Branch, Point
-from .batches import Batch, call
-from .hooked import Hooked
+from .batches import Batch
+from .running import place_of
+from .together import seen_in
 from .wrappers import modules_of
 
 TOLERANCE = 0.005
@@ -29,17 +29,7 @@ def write_scale(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[s
         (branch.stack, branch.depth): (_ends(branch), _projections(branch, modules)) for branch in anatomy.branches
     }
     points = {point for ends, projections in wanted.values() for point in (*ends, *projections)}
-    seen: dict[Point, Tensor] = {}
-
-    def see(point: Point, tensor: Tensor) -> None:
-        seen[point] = tensor.detach().clone()
-
-    hooks = Hooked(model, points, lambda point: partial(see, point))
-    try:
-        with torch.no_grad():
-            call(model, batch)
-    finally:
-        hooks.remove()
+    seen = seen_in(model, batch, points)
     rows = []
     for branch in anatomy.branches:
         ends, projections = wanted[branch.stack, branch.depth]
@@ -82,10 +72,7 @@ def _slope(given: Tensor | None, written: Tensor | None) -> float | None:
 def _row(branch: Branch, end: Point, slope: float) -> dict[str, Any]:
     return {
         "check": "write_scale",
-        "stack": branch.stack,
-        "block": branch.block,
-        "branch": branch.kind,
-        "depth": branch.depth,
+        **place_of(branch),
         "module_path": end.module_path,
         "observed": slope,
         "tolerance": TOLERANCE,

@@ -13,6 +13,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.anatomy import Anatomy, Branch, Stack
+from rheoscope.probes.branch_anatomy import AttentionAnatomy
 from rheoscope.probes.check_up import examine
 from rheoscope.probes.recording import Recording
 from torch import Tensor, nn
@@ -35,9 +36,11 @@ def checked(made: nn.Module) -> pd.DataFrame:
     return exact_checks(Tables(examine(made, IDS, loss)))
 
 
-def recording(*rows: dict[str, Any], n: int = N) -> Tables:
-    """Return the tables of a recording with these rows of identities and ``n`` certified MLPs."""
-    branches = tuple(Branch(0, i, i + 1, "mlp", "pre", "layernorm", ledger_error=1e-8) for i in range(n))
+def recording(*rows: dict[str, Any], n: int = N, attention: AttentionAnatomy | None = None) -> Tables:
+    """Return the tables of a recording with these rows of identities and ``n`` certified branches of one kind."""
+    branches = tuple(
+        Branch(0, i, i + 1, "mlp", "pre", "layernorm", ledger_error=1e-8, attention=attention) for i in range(n)
+    )
     frame = pd.DataFrame(
         rows, columns=["check", "stack", "block", "branch", "depth", "observed", "expected", "tolerance"]
     )
@@ -122,14 +125,26 @@ def test_a_factor_is_claimed_only_where_nearly_all_blocks_share_it(values: list[
     )
 
 
-def test_the_attention_is_judged_by_the_measure_that_the_blocks_share() -> None:
+@pytest.mark.parametrize(
+    ("qk_norm", "soft_cap", "expected"),
+    [
+        ("rmsnorm", None, ["holds", "holds", "deviates", "holds", "holds", "holds"]),
+        ("none", None, ["own"] * 6),  # without a norm the size of queries and keys is no constant
+        ("rmsnorm", 50.0, ["own"] * 6),  # a cap bends the logits
+    ],
+)
+def test_the_attention_is_judged_by_the_measure_that_the_blocks_share(
+    qk_norm: str, soft_cap: float | None, expected: list[str]
+) -> None:
     own = factors("logit_scale", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 0.005).identities
     shared = factors("logit_size", [0.5, 0.5, 0.6, 0.5, 0.5, 0.5], 0.005).identities
 
-    found = exact_checks(recording(*pd.concat([own, shared]).drop(columns=["module_path", "note"]).to_dict("records")))
+    rows = pd.concat([own, shared]).drop(columns=["module_path", "note"]).to_dict("records")
+    tables = recording(*rows, attention=AttentionAnatomy(qk_norm=qk_norm, soft_cap=soft_cap))
 
-    states = found.query("check == 'attention_scale'")["state"].tolist()
-    assert states == ["holds", "holds", "deviates", "holds", "holds", "holds"]
+    assert exact_checks(tables).query("check == 'attention_scale'")["state"].tolist() == expected
+    told = [(f.code, f.block) for f in diagnose(tables.recording) if f.code == "attention-scale"]
+    assert told == ([("attention-scale", 2)] if "deviates" in expected else [])
 
 
 def test_a_run_proves_its_ledger_alone_and_a_recording_of_nothing_proves_nothing() -> None:

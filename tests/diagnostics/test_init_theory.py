@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rheoscope.diagnostics.expected import Prediction, Refusal, started_fresh, theory_of_recording
+from rheoscope.diagnostics.expected import Prediction, Refusal, theory_of_recording
+from rheoscope.diagnostics.freshness import started_fresh
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer

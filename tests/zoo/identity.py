@@ -7,6 +7,7 @@ probes is made twice: a model that does not even repeat itself cannot tell anyth
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import random
 import sys
@@ -165,12 +166,10 @@ def trained(
 
 def scalar(output: Any, batch: Any) -> Tensor:
     """Return the loss that the output carries or that follows from it, or the mean square of what it holds."""
-    try:
+    with contextlib.suppress(BatchError):  # many types have no loss of their own
         loss = default_loss(output, batch)
         if loss.requires_grad:
             return loss
-    except BatchError:
-        pass
     found = [t for _, t in tensors(output) if t.is_floating_point() and t.requires_grad]
     return torch.stack([tensor.float().square().mean() for tensor in found]).sum()
 
