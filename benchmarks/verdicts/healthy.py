@@ -9,8 +9,9 @@ import rheoscope
 import torch
 from torch import Tensor, nn
 
-from .faults import RATE, Wrapped, _replace
-from .subjects import WIDTH, Subject
+from .planting import RATE, Wrapped, replace
+from .sizes import WIDTH
+from .subjects import Subject
 
 Change = Callable[[Subject], bool]
 
@@ -31,7 +32,7 @@ def _each(subject: Subject, role: str, make: Callable[[nn.Module], nn.Module]) -
         path = getattr(parts, role)
         if not path:
             return False
-        _replace(subject.model, path, make(subject.model.get_submodule(path)))
+        replace(subject.model, path, make(subject.model.get_submodule(path)))
     return True
 
 

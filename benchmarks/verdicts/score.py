@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .faults import FAULTS, Fault
 from .healthy import LOOK_ALIKES
@@ -28,8 +28,10 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 def share(hits: Iterable[bool]) -> str:
     """Return a share with its interval, in per cent."""
     found = list(hits)
+    if not found:
+        return "none"
     low, high = wilson(sum(found), len(found))
-    value = sum(found) / len(found) if found else math.nan
+    value = sum(found) / len(found)
     return f"{100 * value:.1f} % of {len(found)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
@@ -65,10 +67,8 @@ def page(
     found: dict[str, list[Outcome]], types: Sequence[OfType], aside: Sequence[str], seed: int, seconds: float
 ) -> str:
     """Return docs/verdicts.md."""
-    single = [o for o in found["single"] if o.status not in ("absent", "benign")]
-    healthy = [o for o in found["healthy"] if o.status != "absent"]
-    watched = found["monitored"]
-    steps = MONITORED_STEPS * sum(o.status == "judged" for o in watched)
+    kept = {kind: [o for o in outcomes if o.status not in ("absent", "benign")] for kind, outcomes in found.items()}
+    single, healthy = kept["single"], kept["healthy"]
     lines = [
         "# How true the verdicts are",
         "",
@@ -77,9 +77,28 @@ def page(
         "block and branch. *Classed*: the first one names the class, or an equivalent one. A mutant that changes neither loss "
         "nor gradient by a thousandth is dropped; a trial that failed counts as a miss.",
         "",
-        "| faults | detected | located | classed |",
-        "|---|---|---|---|",
+        *_shares(single, aside),
+        "",
+        *_sentences(kept, types),
+        "",
+        "## What simpler watchers say of the same models",
+        "",
+        *_watchers(single, healthy),
+        "",
+        "## By class",
+        "",
+        *_by_class(single),
+        "",
+        "## What fails",
+        "",
+        *(f"- {text}" for text in _failures(single, [*healthy, *kept["monitored"]])),
+        *(_of_type(t) for t in types if t.alarms or t.status.startswith("failed")),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _shares(single: list[Outcome], aside: Sequence[str]) -> Iterator[str]:
+    """Yield the table of single faults."""
     rows: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
         ("all single faults", lambda _: True),
         ("exact (an identity shows them)", lambda o: fault_of(o.trial).is_exact),
@@ -90,57 +109,58 @@ def page(
         ("fresh", lambda o: o.trial.steps == 0),
         ("after some training", lambda o: o.trial.steps > 0),
     )
+    yield "| faults | detected | located | classed |"
+    yield "|---|---|---|---|"
     for name, chosen in rows:
         mine = [o for o in single if chosen(o)]
-        cells = (share(map(test, mine)) for test in (is_detected, is_located, is_classed))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    double = [o for o in found["double"] if o.status not in ("absent", "benign")]
-    wide = [o for o in found["wide"] if o.status not in ("absent", "benign")]
-    lines += [
-        "",
-        "- Two faults at once, both among the first five reports: "
-        f"{share(is_named(o, 0, 5) and is_named(o, 1, 5) for o in double)}.",
-        f"- Every block has the fault, reported at least as unusual: {share(_is_noted(o) for o in wide)}.",
-        "- First operation that is not finite, right block: "
-        f"{share(is_located(o) for o in single if 'nan' in fault_of(o.trial).name)}.",
-        f"- Healthy models and look-alikes with an error: {share(_has(o, 'error') for o in healthy)}.",
-        f"- Healthy models and look-alikes with any warning: {share(bool(o.alarms()) for o in healthy)}.",
-        f"- {sum(t.status == 'judged' for t in types)} types of transformers at init, {BLOCKS} blocks where their kind allows: "
-        f"{sum(any(a[0] == 'error' for a in t.alarms) for t in types)} with an error, "
-        f"{sum(bool(t.alarms) for t in types)} with any warning.",
-        f"- Healthy training under a probe ({steps:,} steps, {steps // MONITORED_EVERY:,} of them sampled in full), warnings and "
-        f"errors in all: {sum(len(o.alarms()) for o in watched)}.",
-        "",
-        "## What simpler watchers say of the same models",
-        "",
-        "| watcher | single faults reported | healthy models reported |",
-        "|---|---|---|",
-    ]
-    for name in ("loss", "gradient norm", "thresholds"):
-        ill, well = (
-            [o.baselines.get(name, False) for o in group if o.status == "judged"] for group in (single, healthy)
+        yield (
+            f"| {name} | " + " | ".join(share(map(test, mine)) for test in (is_detected, is_located, is_classed)) + " |"
         )
-        lines.append(f"| {name} | {share(ill)} | {share(well)} |")
-    lines += [
-        "",
-        "## By class",
-        "",
-        "| class | trials | detected | located | classed | kept aside |",
-        "|---|---|---|---|---|---|",
-    ]
+
+
+def _sentences(kept: dict[str, list[Outcome]], types: Sequence[OfType]) -> Iterator[str]:
+    """Yield the other counts, a line each."""
+    healthy, watched = kept["healthy"], kept["monitored"]
+    both = share(is_named(o, 0, 5) and is_named(o, 1, 5) for o in kept["double"])
+    yield f"- Two faults at once, both among the first five reports: {both}."
+    yield f"- Every block has the fault, reported at least as unusual: {share(map(_is_noted, kept['wide']))}."
+    ill = share(is_located(o) for o in kept["single"] if "nan" in fault_of(o.trial).name)
+    yield f"- First operation that is not finite, right block: {ill}."
+    yield f"- Healthy models and look-alikes with an error: {share(_has(o, 'error') for o in healthy)}."
+    yield f"- Healthy models and look-alikes with any warning: {share(bool(o.alarms()) for o in healthy)}."
+    n_errors = sum(any(alarm[0] == "error" for alarm in t.alarms) for t in types)
+    yield (
+        f"- {sum(t.status == 'judged' for t in types)} types of transformers at init, {BLOCKS} blocks where their kind allows: "
+        f"{n_errors} with an error, {sum(bool(t.alarms) for t in types)} with any warning."
+    )
+    steps = MONITORED_STEPS * sum(o.status == "judged" for o in watched)
+    yield (
+        f"- Healthy training under a probe ({steps:,} steps, {steps // MONITORED_EVERY:,} of them sampled in full), warnings and "
+        f"errors in all: {sum(len(o.alarms()) for o in watched)}."
+    )
+
+
+def _watchers(single: list[Outcome], healthy: list[Outcome]) -> Iterator[str]:
+    """Yield the table of baselines."""
+    yield "| watcher | single faults reported | healthy models reported |"
+    yield "|---|---|---|"
+    for name in ("loss", "gradient norm", "thresholds"):
+        cells = [
+            share(o.baselines.get(name, False) for o in group if o.status == "judged") for group in (single, healthy)
+        ]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _by_class(single: list[Outcome]) -> Iterator[str]:
+    """Yield the table of classes."""
+    yield "| class | trials | detected | located | classed | kept aside |"
+    yield "|---|---|---|---|---|---|"
     for fault in FAULTS:
         mine = [o for o in single if fault_of(o.trial) is fault]
         if mine:
-            counts = (sum(map(test, mine)) for test in (is_detected, is_located, is_classed))
-            lines.append(
-                f"| {fault.name} | {len(mine)} | "
-                + " | ".join(map(str, counts))
-                + f" | {'yes' if fault.is_aside else ''} |"
-            )
-    lines += ["", "## What fails", ""]
-    lines += [f"- {text}" for text in _failures(single, [*healthy, *watched])]
-    lines += [_of_type(t) for t in types if t.alarms or t.status.startswith("failed")]
-    return "\n".join(lines) + "\n"
+            counts = [sum(map(test, mine)) for test in (is_detected, is_located, is_classed)]
+            cells = (fault.name, len(mine), *counts, "yes" if fault.is_aside else "")
+            yield "| " + " | ".join(map(str, cells)) + " |"
 
 
 def _of_type(of: OfType) -> str:
