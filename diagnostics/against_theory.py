@@ -102,9 +102,16 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
             sentence += " What multiplies the terms of a parallel block is not seen: it may be design."
     else:
         start = row
+        off, most = (
+            math.exp(abs(float(logs[worst]))) - 1,
+            f"most at depth {int(row['depth'])}: {observed:.3g} against {expected:.3g}",
+        )
+        is_within = off <= band - 1
         sentence = (
-            f"The {what}{name} at init follows the closed form of its weights within {math.exp(abs(logs[worst])) - 1:.0%} "
-            f"at every depth (most at depth {int(row['depth'])}: {observed:.3g} against {expected:.3g})."
+            f"The {what}{name} at init follows the closed form of its weights within {off:.0%} at every depth ({most})."
+            if is_within
+            else f"The {what}{name} at init is up to {off:.0%} off the closed form of its weights ({most}), whose band is "
+            f"{band - 1:.0%}: too little to be told from tokens or targets that are not independent."
         )
     code = "state-theory" if is_state else "gradient-theory"
     return Finding(

@@ -101,3 +101,16 @@ def test_where_no_closed_form_holds_the_reason_is_told(made: Any) -> None:
     assert "trained" in not_compared(tables)[0]
     assert any("closed forms" in sentence for sentence in diagnose(made().recording()).not_judged)
     assert gradient_slope(tables)[0].evidence.expected == 0.0
+
+
+@pytest.mark.parametrize("backward", [1.0, 3.0, 6.0])
+def test_what_lies_beyond_its_band_is_not_said_to_follow(backward: float) -> None:
+    model = reference()
+    model.blocks[1].mlp_in = Louder(model.blocks[1].mlp_in, 1.0, backward)
+
+    for finding in against_theory(Tables(check_up(model))):
+        evidence = finding.evidence
+        assert evidence.expected is not None
+        assert evidence.tolerance is not None
+        off = max(evidence.observed / evidence.expected, evidence.expected / evidence.observed) - 1
+        assert ("follows" in finding.sentence) == (off <= evidence.tolerance / evidence.expected)
