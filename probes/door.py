@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .hooked import Fail, Hook, is_recomputing
+from .stages import Chunks
 
 Begins = Callable[[tuple[Any, ...], Mapping[str, Any]], None]
 Ends = Callable[[bool], None]
@@ -24,6 +25,7 @@ class Door:
         self._model, self._begins, self._ends = model, begins, ends
         self._is_open = False
         self.is_shut = False  # while it is, forwards are not the loop's
+        self._chunks = Chunks(model)
         self._compiled: Any = model._compiled_call_impl
         self._enters, self._leaves = Hook(self._enter, fail), Hook(self._leave, fail)
         self._handles: list[RemovableHandle] = []
@@ -39,6 +41,7 @@ class Door:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._chunks.close()
         if self._compiled is not None and self._model._compiled_call_impl == self._call:
             self._model._compiled_call_impl = self._compiled
 
@@ -53,7 +56,9 @@ class Door:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # While a graph is traced this is all that dynamo sees of us: a constant.
-        if not torch.compiler.is_compiling() and module is self._model and not self.is_shut and _is_trained(module):
+        if torch.compiler.is_compiling() or module is not self._model or self.is_shut:
+            return
+        if self._chunks.is_on and _is_trained(module):
             self._begins(args, kwargs)
             # Afterwards: discovery runs forwards of its own inside.
             self._is_open = True

@@ -54,7 +54,9 @@ class Meeting:
         if not known:
             return None, told
         if len({said[index][0] for index in known}) > 1:
-            raise LostError("they found different blocks: record each stage of a pipeline by itself, in its own folder")
+            raise LostError(
+                "they found different blocks: of a pipeline of its own, tell each rank its stage by stage=(index, number)"
+            )
         text = self._ranks.tell(found.to_json() if found is not None else None, known[0])
         return Anatomy.from_json(text), told
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def opened(
-    model: nn.Module, sampler: Sampler, write: Callable[[], Writer]
+    model: nn.Module, sampler: Sampler, write: Callable[[], Writer], *, is_alone: bool = True
 ) -> tuple[Writer | SilentWriter, Callable[[Event, Event], Desk]]:
     """Return who writes, and what makes the desk when it is told whom to tell of events.
 
@@ -29,6 +29,7 @@ def opened(
         model: what is attached to.
         sampler: is told of every step's scalars.
         write: opens the writer.
+        is_alone: whether nothing is known of other processes that hold parts of the model, beyond what torch's wrappers tell.
 
     Raises:
         RecordingError: the first rank cannot open the recording.
@@ -37,7 +38,7 @@ def opened(
 
     spread = spread_of(model)
     if spread is None:
-        own, notes = write(), _of_one_rank()
+        own, notes = write(), _of_one_rank() if is_alone else []
         return own, lambda event, say: OwnDesk(own, sampler, event, notes=notes)  # noqa: ARG005
     from .distributed import LostError, Ranks
     from .joint import JointDesk

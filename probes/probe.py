@@ -146,8 +146,10 @@ class Probe:
         self._take_back_exit()
         with contextlib.ExitStack() as rest:
             # Each on its own, from the last to the first: where one fails the others are done.
-            parts: list[Callable[[], None]] = [partial(self._desk.close, has_failed=has_failed), self._keep_unstepped]
-            for part in (self._writer.close, *parts, *self._ends()):
+            closes: list[Callable[[], None]] = [
+                partial(each.close, has_failed=has_failed) for each in (self._writer, self._desk)
+            ]
+            for part in (*closes, self._keep_unstepped, *self._ends()):
                 rest.callback(self._faults.guard, "close", part)
 
     def _ends(self) -> list[Callable[[], None]]:

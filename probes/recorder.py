@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from .optimizers import stepping
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
+from .stage_writer import StageWriter
+from .stages import stage_of
 from .wrappers import bare
 from .writer import Writer
 
@@ -38,6 +41,7 @@ def attach(
     label: str = "",
     attention: bool = True,
     replay: bool = False,
+    stage: tuple[int, int] | None = None,
 ) -> Probe:
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
@@ -45,6 +49,9 @@ def attach(
 
     A model that several ranks train (DistributedDataParallel, ``fully_shard``, tensor parallelism) is attached to on every one of
     them, after it was wrapped. What they measure is joined, and the first rank writes it: ``recording`` is there alone.
+
+    Of a pipeline every stage is attached to, after it was made, with the same ``folder``. Each writes what it measures to a
+    folder of its own in there, and the first joins them when it closes; ``rheoscope join`` does where it could not.
 
     Args:
         model: the model that is called in the training loop; forwards in eval mode are not recorded.
@@ -63,6 +70,7 @@ def attach(
         replay: keep weights, batches and random state of the last three steps, and run a step again whose loss is not finite:
             the first operation that made it so is then named. Costs three copies of the weights, and the time of one a step; on
             one process alone.
+        stage: (index, number of stages) of a stage of a pipeline; torch's own pipelines tell it.
         attention: whether the exact logits of attention are measured per head; without, only their bound is.
 
     Returns:
@@ -70,19 +78,25 @@ def attach(
 
     Raises:
         ProbeError: ``every`` is not a positive number of steps, ``schedule`` cannot be asked about a step, the model is
-            replicated by nn.DataParallel, the optimizer takes no hooks, or ``anatomy`` is another model's.
+            replicated by nn.DataParallel, the optimizer takes no hooks, ``anatomy`` is another model's, or ``stage`` is no stage
+            or comes without a ``folder``.
         RecordingExistsError: the folder holds a recording and ``resume`` is false.
         RecordingError: the folder cannot be written.
     """
     _expect(model, optimizer, every, anatomy)
     _expect_times(schedule, triggered, scaler, resume)
+    part = stage_of(model, stage)
+    if folder is None and part is not None:
+        raise ProbeError("Expected a folder, the same on every stage of the pipeline, got none. Pass folder=.")
     if folder is None:
         folder = Path("runs") / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
     head = manifest(
         bare(model), every=every if schedule is None else None, label=label, schedule=schedule, triggered=triggered
     )
     sampler = Sampler(Stride(every) if schedule is None else schedule, triggered)
-    writer, desk = opened(model, sampler, lambda: Writer(Path(folder), head, resume=resume, strict=strict))
+    kind: Callable[..., Writer] = Writer if part is None else partial(StageWriter, part)
+    write = partial(kind, Path(folder), head, resume=resume, strict=strict)
+    writer, desk = opened(model, sampler, write, is_alone=part is None)
     return Probe(
         model,
         optimizer or None,

@@ -54,6 +54,11 @@ class Recording:
         folder = Path(folder)
         path = folder / MANIFEST
         if not is_there(path):
+            if (folder / "stages").is_dir():
+                raise RecordingError(
+                    f"Expected one recording in {str(folder)!r}, got the stages of a pipeline, not joined. Join them with "
+                    "rheoscope join when all of them are there."
+                )
             raise RecordingError(
                 f"Expected a folder with a recording, got {str(folder)!r}, which has no {MANIFEST}. "
                 "Pass the folder that was given to attach."

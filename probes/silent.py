@@ -49,5 +49,5 @@ class SilentWriter:
     def flush(self) -> None:
         """Write nothing."""
 
-    def close(self) -> None:
+    def close(self, *, has_failed: bool = False) -> None:
         """Close nothing."""

@@ -121,6 +121,15 @@ def last_step(folder: Path, name: str) -> int:
     return max(found)
 
 
+def last_of(folder: Path) -> int:
+    """Return the last step that left rows in any table but events, -1 where there is none.
+
+    Raises:
+        RecordingError: a file is not what a recording holds.
+    """
+    return max(last_step(folder, name) for name, columns in TABLES.items() if "step" in columns and name != "events")
+
+
 def signature(folder: Path, name: str) -> tuple[tuple[str, int], ...]:
     """Return the names and sizes of the files of a table: they change whenever its rows do."""
     paths = [folder / f"{name}.parquet", *segments(folder, name)]

@@ -119,15 +119,16 @@ class Writer:
         self._append("groups", rows)
         self._append("events", events)
 
-    def close(self) -> None:
-        """Write what is kept, close the manifest and compact the tables."""
+    def close(self, *, has_failed: bool = False) -> None:  # noqa: ARG002
+        """Write what is kept, compact the tables and close the manifest; ``has_failed`` where training ended in an exception."""
         self.flush()
-        self._head["status"] = "closed" if self._cut is None else f"cut off: {self._cut}"
-        self._save_head()
         try:
             self._log.close()
         except OSError as error:
             self._stop(error)
+        # Last: whoever waits for a closed recording finds its tables as they stay.
+        self._head["status"] = "closed" if self._cut is None else f"cut off: {self._cut}"
+        self._save_head()
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:

@@ -19,6 +19,7 @@ from typing import Any
 
 import rheoscope.probes.distributed
 import rheoscope.probes.probe
+import rheoscope.probes.stage_writer
 import torch
 import torch.distributed as dist
 from oracles import VOCABULARY, NanoGPT, cross_entropy, ids, llama
@@ -399,6 +400,126 @@ def behaves(folder: Path) -> None:
     (folder / f"found {rank}.json").write_text(json.dumps(found))
 
 
+class Part(nn.Module):
+    """Stage ``index`` of ``n`` of a decoder: its share of the blocks, under their own names or counted from 0."""
+
+    def __init__(self, model: NanoGPT, index: int, n: int, *, counts_anew: bool = False) -> None:
+        super().__init__()
+        each = len(model.blocks) // n
+        if index == 0:
+            self.tokens, self.positions = model.tokens, model.positions
+        first = index * each
+        self.blocks = nn.ModuleDict({str(k - first * counts_anew): model.blocks[k] for k in range(first, first + each)})
+        if index == n - 1:
+            self.norm, self.head = model.norm, model.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "tokens"):
+            x = self.tokens(x) + self.positions(torch.arange(x.shape[1]))
+        for block in self.blocks.values():
+            x = block(x)
+        return self.head(self.norm(x)) if hasattr(self, "head") else x
+
+
+N_MICRO = 4
+
+
+def decoder() -> NanoGPT:
+    torch.manual_seed(0)
+    return NanoGPT(n_blocks=6).double()
+
+
+def piped(folder: Path, name: str) -> list[Tensor]:
+    """Train one stage a rank by torch's own schedules, with a probe but for the schedule's ``bare`` twin."""
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+    index, n = dist.get_rank(), dist.get_world_size()
+    model = Part(decoder(), index, n)
+    stage = PipelineStage(model, index, n, torch.device("cpu"))
+    kind = Schedule1F1B if "1f1b" in name else ScheduleGPipe
+    schedule = kind(stage, N_MICRO, loss_fn=cross_entropy)
+    optimizer = adamw(model.parameters())
+    is_bare = name.startswith("bare")
+    probe = None if is_bare else attach(model, optimizer, every=1, folder=folder / name, strict=True)
+    for step in range(STEPS):
+        tokens, losses = ids(2 * N_MICRO, seed=step), []
+        schedule.step(*([tokens] if index == 0 else []), target=tokens if index == n - 1 else None, losses=losses)
+        optimizer.step()
+        optimizer.zero_grad()
+        if probe is not None:
+            probe.step(sum(losses) / N_MICRO if losses else None, n_tokens=tokens.numel())
+    if probe is not None:
+        probe.close()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def in_stages(folder: Path) -> None:
+    """Train pipelines by torch's schedules, with and without a probe, and one that is written out by hand."""
+    rank = dist.get_rank()
+    found = {}
+    for name in ("gpipe", "1f1b"):
+        with_probe, without = piped(folder, name), piped(folder, f"bare {name}")
+        found[name] = all(torch.equal(a, b) for a, b in zip(with_probe, without, strict=True))
+    (folder / f"bits {rank}.json").write_text(json.dumps(found))
+    by_hand(folder / "by hand", is_cut=False)
+    by_hand(folder / "cut", is_cut=True)
+
+
+def in_replicated_stages(folder: Path) -> None:
+    """Train two stages of two replicas each."""
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    mesh = mesh_of(2, 2)
+    index, replica = mesh["inner"].get_local_rank(), mesh["outer"].get_local_rank()
+    model = DistributedDataParallel(Part(decoder(), index, 2), process_group=mesh["outer"].get_group())
+    stage = PipelineStage(model, index, 2, torch.device("cpu"), group=mesh["inner"].get_group())
+    schedule = Schedule1F1B(stage, N_MICRO, loss_fn=cross_entropy)
+    optimizer = adamw(model.parameters())
+    with attach(model, optimizer, every=1, folder=folder / "replicated", strict=True) as probe:
+        for step in range(STEPS):
+            # Each replica takes every other pair of sequences: the same micro-batches, half as large.
+            tokens, losses = ids(4 * N_MICRO, seed=step).unflatten(0, (N_MICRO, 2, 2))[:, replica].flatten(0, 1), []
+            schedule.step(*([] if index else [tokens]), target=tokens if index else None, losses=losses)
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(sum(losses) / N_MICRO if losses else None, n_tokens=tokens.numel())
+
+
+def by_hand(folder: Path, *, is_cut: bool) -> None:
+    """Send states and gradients as a loop of one's own would; where ``is_cut`` the last stage never closes its probe."""
+    index, n = dist.get_rank(), dist.get_world_size()
+    model = Part(decoder(), index, n, counts_anew=True)
+    optimizer = adamw(model.parameters())
+    probe = attach(model, optimizer, every=1, folder=folder, stage=(index, n))
+    for step in range(STEPS):
+        tokens = ids(EACH, seed=step)
+        x = tokens
+        if index > 0:
+            x = torch.empty(EACH, tokens.shape[1], 16, dtype=torch.float64)
+            dist.recv(x, index - 1)
+            x.requires_grad_()
+        out = model(x)
+        if index < n - 1:
+            dist.send(out.detach(), index + 1)
+            gradient = torch.empty_like(out)
+            dist.recv(gradient, index + 1)
+            out.backward(gradient)
+        else:
+            loss = cross_entropy(out, tokens)
+            loss.backward()
+        if index > 0:
+            dist.send(x.grad, index - 1)
+        optimizer.step()
+        optimizer.zero_grad()
+        probe.step(loss if index == n - 1 else None)
+    if is_cut:
+        rheoscope.probes.stage_writer.PATIENCE = 0.5
+    if not (is_cut and index == n - 1):
+        probe.close()
+    dist.barrier()  # the last stage of a run that is cut closes when the first waits no longer
+    probe.close()
+
+
 def fails(*_: Any) -> Any:
     raise DiscoveryError("as discovery may")
 
@@ -410,6 +531,10 @@ def main() -> None:
     try:
         if task == "compare":
             compared(folder)
+        elif task == "stages":
+            in_stages(folder)
+        elif task == "replicated stages":
+            in_replicated_stages(folder)
         elif task == "behave":
             behaves(folder)
         else:
