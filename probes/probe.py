@@ -146,10 +146,9 @@ class Probe:
         self._take_back_exit()
         with contextlib.ExitStack() as rest:
             # Each on its own, from the last to the first: where one fails the others are done.
-            closes: list[Callable[[], None]] = [
-                partial(each.close, has_failed=has_failed) for each in (self._writer, self._desk)
-            ]
-            for part in (*closes, self._keep_unstepped, *self._ends()):
+            for close in (self._writer.close, self._desk.close):
+                rest.callback(self._faults.guard, "close", partial(close, has_failed=has_failed))
+            for part in (self._keep_unstepped, *self._ends()):
                 rest.callback(self._faults.guard, "close", part)
 
     def _ends(self) -> list[Callable[[], None]]:

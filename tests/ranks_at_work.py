@@ -514,9 +514,11 @@ def by_hand(folder: Path, *, is_cut: bool) -> None:
         probe.step(loss if index == n - 1 else None)
     if is_cut:
         rheoscope.probes.stage_writer.PATIENCE = 0.5
-    if not (is_cut and index == n - 1):
-        probe.close()
-    dist.barrier()  # the last stage of a run that is cut closes when the first waits no longer
+        # The last stage closes when the first waits no longer.
+        for closing in range(1, n - 1), range(1), range(n - 1, n):
+            if index in closing:
+                probe.close()
+            dist.barrier()
     probe.close()
 
 
