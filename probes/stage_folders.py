@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +46,10 @@ def join(folder: str | Path) -> Recording:
             "Move it elsewhere."
         )
     joint = Joint(stages)
-    partial = folder / "joining"
+    partial = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        # A new folder: one that is there may be a link to somewhere else.
+        partial = Path(tempfile.mkdtemp(prefix="joining-", dir=folder))
         log = Log(partial)
         for name in TABLES:
             for frame in _frames(joint, name):
@@ -62,7 +64,8 @@ def join(folder: str | Path) -> Recording:
             f"Expected a folder that can be written, got {str(folder)!r} ({error}). Free space, then run rheoscope join."
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return Recording.load(folder)
 
 

@@ -40,6 +40,10 @@ READ_PATH = (
             "step_choice",
             "anatomy",
             "anatomy_reading",
+            "stage_folders",
+            "stage_joining",
+            "stage_tables",
+            "joined_anatomy",
         )
     ),
 )

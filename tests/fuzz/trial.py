@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import resource
+import shutil
 import sys
 import traceback
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from unittest import mock
 # Imported here, before the forks, what each command would import again.
 import rheoscope.diagnostics.comparison
 import rheoscope.diagnostics.diagnosis
+import rheoscope.probes.stage_folders
 import rheoscope.reports.report
 import rheoscope.reports.terminal  # noqa: F401
 from rheoscope.command_line import main
@@ -53,10 +55,12 @@ class Outcome:
 
 def tried(folder: Path, sound: Path, scratch: Path) -> list[Outcome]:
     """Return what each command does with the recording in ``folder``; they may write to ``scratch`` alone."""
+    shutil.copytree(folder, scratch / "joined" / "stages" / "0000", symlinks=True)
     commands = (
         ["check", str(folder), "--json"],
         ["report", str(folder), "-o", str(scratch / "report.html")],
         ["compare", str(sound), str(folder), "-o", str(scratch / "comparison.html")],
+        ["join", str(scratch / "joined")],
     )
     return [_tried(arguments, scratch) for arguments in commands]
 
@@ -134,6 +138,8 @@ def _watching(reached: list[str], scratch: Path) -> Any:
             "os.chmod",
             "os.truncate",
         ):
+            if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+                return  # within a folder that shutil.rmtree was asked to delete, and was judged for
             paths = [os.fsdecode(a) for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike)]
             if any(not Path(p).resolve().is_relative_to(scratch.resolve()) for p in paths):
                 reached.append(f"{event} {paths}")
