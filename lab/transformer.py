@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .architecture import Architecture
+from .architecture import GATED, Architecture
+from .attention import Attention
+from .init import initialise
+from .norms import norm
+from .positions import sinusoidal
 
-NORM_EPS = 1e-6
-_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "swiglu": nn.SiLU}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "squared_relu": lambda x: functional.relu(x).square(),
+    "glu": torch.sigmoid,
+    "reglu": functional.relu,
+    "geglu": functional.gelu,
+    "swiglu": functional.silu,
+}
 
 
 class Output(NamedTuple):
@@ -22,49 +34,17 @@ class Output(NamedTuple):
     loss: Tensor | None
 
 
-class Attention(nn.Module):
-    """Causal multi-head attention, input and output (batch, position, width)."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        """Make the four projections and the dropout after the last."""
-        super().__init__()
-        width, bias = architecture.width, architecture.biases
-        self.n_heads = architecture.n_heads
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(width, width, bias=bias)
-        self.value = nn.Linear(width, width, bias=bias)
-        self.output = nn.Linear(width, width, bias=bias)
-        self.query_norm, self.key_norm = (
-            norm(architecture, width // architecture.n_heads) if architecture.qk_norm else nn.Identity()
-            for _ in range(2)
-        )
-        self.dropout = nn.Dropout(architecture.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what each position gathers from those up to it."""
-        batch, length, width = x.shape
-        heads = (batch, length, self.n_heads, width // self.n_heads)
-        q, k, v = (project(x).view(heads).transpose(1, 2) for project in (self.query, self.key, self.value))
-        q, k = self.query_norm(q), self.key_norm(k)
-        gathered = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y: Tensor = self.dropout(self.output(gathered.transpose(1, 2).reshape(batch, length, width)))
-        return y
-
-
 class MLP(nn.Module):
     """Two projections with an activation between, and a gate beside the first where the architecture has one."""
 
     def __init__(self, architecture: Architecture) -> None:
         """Make the projections and the dropout after the last."""
         super().__init__()
-        self.up = nn.Linear(architecture.width, architecture.hidden, bias=architecture.biases)
-        self.gate = (
-            nn.Linear(architecture.width, architecture.hidden, bias=architecture.biases)
-            if architecture.activation == "swiglu"
-            else None
-        )
-        self.activation = _ACTIVATIONS[architecture.activation]()
-        self.down = nn.Linear(architecture.hidden, architecture.width, bias=architecture.biases)
+        width, hidden, bias = architecture.width, architecture.hidden, architecture.has_bias("mlp")
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.gate = nn.Linear(width, hidden, bias=bias) if architecture.activation in GATED else None
+        self.activation = _ACTIVATIONS[architecture.activation]
+        self.down = nn.Linear(hidden, width, bias=bias)
         self.dropout = nn.Dropout(architecture.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,85 +55,117 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One attention and one MLP branch, normed where the architecture says."""
+    """One attention and one MLP branch, with cross attention between them behind an encoder, normed as the architecture says."""
 
-    def __init__(self, architecture: Architecture) -> None:
-        """Make the branches and their norms; a placement that norms nothing at a place has the identity there."""
+    def __init__(
+        self, architecture: Architecture, index: int = 0, *, is_encoder: bool = False, reads_source: bool = False
+    ) -> None:
+        """Make the branches and their norms; a placement that norms nothing at a place has the identity there.
+
+        Args:
+            architecture: of the model.
+            index: of the block in its stack.
+            is_encoder: whether every position sees all others.
+            reads_source: whether it has cross attention.
+        """
         super().__init__()
-        placement = architecture.norm_placement
-        self.attention, self.mlp = Attention(architecture), MLP(architecture)
-        self.is_parallel, self.skip_scale = architecture.is_parallel, architecture.skip_scale
-        before, after = placement in ("pre", "double"), placement in ("double", "reordered")
-        self.attention_in, self.mlp_in = (norm(architecture) if before else nn.Identity() for _ in range(2))
-        self.attention_out, self.mlp_out = (norm(architecture) if after else nn.Identity() for _ in range(2))
-        self.attention_post, self.mlp_post = (
-            norm(architecture) if placement == "post" else nn.Identity() for _ in range(2)
-        )
+        self.is_parallel = architecture.is_parallel
+        self.skip_scale = architecture.deepnorm(of_encoder=is_encoder)[0]
+        self.norm_scale = (1 + index) ** -0.5 if architecture.depth_scaling == "layernorm" else 1.0
+        self.attention = Attention(architecture, is_causal=not is_encoder)
+        self._add_norms("attention", architecture, architecture.norm_placement)
+        self.cross = Attention(architecture, is_cross=True) if reads_source else None
+        if reads_source:
+            self._add_norms("cross", architecture, architecture.norm_placement)
+        self.mlp = MLP(architecture)
+        self._add_norms("mlp", architecture, architecture.placement_of_mlp)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         """Return the next state of the stream, (batch, position, width)."""
         if self.is_parallel:
-            y: Tensor = x + self.attention(self.attention_in(x)) + self.mlp(self.mlp_in(x))
+            reads = [self.get_submodule(f"{name}_in")(x) for name in ("attention", "mlp")]
+            y: Tensor = x + self.attention(reads[0]) + self.mlp(reads[1])
             return y
+        x = self._added("attention", x, self.attention)
+        if self.cross is not None:
+            x = self._added("cross", x, self.cross, source)
+        return self._added("mlp", x, self.mlp)
+
+    def _added(self, name: str, x: Tensor, branch: nn.Module, *more: Tensor | None) -> Tensor:
+        before, after, behind = (self.get_submodule(f"{name}_{place}") for place in ("in", "out", "post"))
+        read = before(x) if self.norm_scale == 1 else self.norm_scale * before(x)
         skip = x if self.skip_scale == 1 else self.skip_scale * x
-        x = self.attention_post(skip + self.attention_out(self.attention(self.attention_in(x))))
-        skip = x if self.skip_scale == 1 else self.skip_scale * x
-        z: Tensor = self.mlp_post(skip + self.mlp_out(self.mlp(self.mlp_in(x))))
-        return z
+        y: Tensor = behind(skip + after(branch(read, *more)))
+        return y
+
+    def _add_norms(self, name: str, architecture: Architecture, placement: str) -> None:
+        places = {"in": ("pre", "double"), "out": ("double", "reordered"), "post": ("post",)}
+        for place, having in places.items():
+            self.add_module(f"{name}_{place}", norm(architecture) if placement in having else nn.Identity())
 
 
 class ReferenceTransformer(nn.Module):
-    """A decoder-only language model; ``forward(tokens, targets)`` returns ``Output``."""
+    """A language model; ``forward(tokens, targets)`` returns ``Output``."""
 
     def __init__(self, architecture: Architecture, seed: int = 0) -> None:
         """Build and initialise from ``seed``, without touching the global random state."""
         super().__init__()
         self.architecture = architecture
+        n_encoder = architecture.n_encoder_blocks
         # torch's layers draw their default weights from the global state before ours replace them.
         with torch.random.fork_rng(devices=[]):
             self.token_embedding = nn.Embedding(architecture.vocabulary, architecture.width)
-            self.position_embedding = nn.Embedding(architecture.context, architecture.width)
-            self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.n_blocks))
-            self.final_norm = nn.Identity() if architecture.norm_placement == "post" else norm(architecture)
+            if architecture.positions == "learned":
+                self.position_embedding = nn.Embedding(architecture.context, architecture.width)
+            self.encoder = nn.ModuleList(Block(architecture, k, is_encoder=True) for k in range(n_encoder))
+            self.encoder_norm = norm(architecture) if n_encoder and architecture.has_final_norm else nn.Identity()
+            self.blocks = nn.ModuleList(
+                Block(architecture, k, reads_source=n_encoder > 0) for k in range(architecture.n_blocks)
+            )
+            self.final_norm = norm(architecture) if architecture.has_final_norm else nn.Identity()
             self.head = nn.Linear(architecture.width, architecture.vocabulary, bias=False)
-        self._initialise(torch.Generator().manual_seed(seed))
+        if architecture.ties_embeddings:
+            self.head.weight = self.token_embedding.weight
+        initialise(self, architecture, torch.Generator().manual_seed(seed))
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Output:
-        """Return logits of the next token, and the mean cross-entropy where ``targets`` (batch, position) are given."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, source: Tensor | None = None) -> Output:
+        """Return logits of the next token, and the loss where ``targets`` (batch, position) are given.
+
+        Args:
+            tokens: token ids, shape (batch, position).
+            targets: what is to follow each of them; the loss is the mean cross-entropy, and the z-loss where there is one.
+            source: token ids that the encoder reads; the decoder's own where none are given.
+        """
+        read = None
+        if len(self.encoder):
+            read = self._embedded(tokens if source is None else source)
+            for block in self.encoder:
+                read = block(read)
+            read = self.encoder_norm(read)
+        x = self._embedded(tokens)
         for block in self.blocks:
-            x = block(x)
-        logits = self.head(self.final_norm(x))
-        loss = None if targets is None else functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return Output(logits, loss)
+            x = block(x, read)
+        logits: Tensor = self.head(self.final_norm(x))
+        if self.architecture.logit_soft_cap:
+            logits = self.architecture.logit_soft_cap * torch.tanh(logits / self.architecture.logit_soft_cap)
+        return Output(logits, None if targets is None else self._loss(logits, targets))
 
-    @torch.no_grad()
-    def _initialise(self, generator: torch.Generator) -> None:
-        """Draw every matrix; biases start at 0 and gains at 1."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
-            std = self.architecture.init_std
-            if self.architecture.init == "xavier" and "embedding" in name:
-                std = math.sqrt(0.5)  # two embeddings are summed: state 0 has unit variance
-            elif self.architecture.init == "xavier" and not name.startswith("head"):
-                std = math.sqrt(2 / sum(parameter.shape))
-            parameter.normal_(0.0, std * self._depth_factor(name), generator=generator)
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        design = self.architecture
+        x: Tensor = self.token_embedding(tokens)
+        if design.embedding_scale != 1:
+            x = design.embedding_scale * x
+        if design.positions == "learned":
+            x = x + self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
+        elif design.positions == "sinusoidal":
+            x = x + sinusoidal(tokens.shape[1], design.width).to(x)
+        return x
 
-    def _depth_factor(self, name: str) -> float:
-        """Return by what the depth scales the init of a matrix (Radford et al. 2019; Wang et al. 2022, DeepNet)."""
-        scaling, depth = self.architecture.depth_scaling, self.architecture.n_blocks
-        if scaling == "gpt2" and name.endswith(("output.weight", "down.weight")):
-            return math.sqrt(1 / (2 * depth))
-        is_deep = scaling == "deepnorm" and (".mlp." in name or name.endswith(("value.weight", "output.weight")))
-        return math.sqrt(math.sqrt(1 / (8 * depth))) if is_deep else 1.0
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        if self.architecture.z_loss:
+            loss = loss + self.architecture.z_loss * logits.logsumexp(-1).square().mean()
+        return loss
 
 
-def norm(architecture: Architecture, width: int = 0) -> nn.Module:
-    """Return one norm over ``width``, 0 for that of the stream."""
-    width = width or architecture.width
-    if architecture.norm_kind == "rmsnorm":
-        return nn.RMSNorm(width, eps=NORM_EPS)
-    return nn.LayerNorm(width, eps=NORM_EPS, bias=architecture.biases)
+__all__ = ["MLP", "Attention", "Block", "Output", "ReferenceTransformer", "norm"]

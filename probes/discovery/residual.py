@@ -243,10 +243,14 @@ def _first_use(flow: Dataflow, operation: Operation, inside: set[int]) -> int | 
 
 
 def _describe_last(flow: Dataflow, links: list[Link]) -> None:
-    """Decide whether a norm behind the last sum is part of the stream (post-norm) or the model's final norm."""
+    """Decide whether a norm behind the last sum is part of the stream (post-norm) or the model's final norm.
+
+    It is what stands behind the sum of the branch before that reads as the last one does, not normed.
+    """
     last = links[-1]
     last.state = last.add.result
-    if len(links) < 2 or not links[-2].skip_norms or any(normed for _, normed, _ in last.entries):
+    alike = [link for link in links if not any(normed for _, normed, _ in link.entries)]
+    if len(alike) < 2 or alike[-1] is not last or not alike[-2].skip_norms:
         return
     waiting = [last.add.result]
     for _ in range(8):

@@ -69,7 +69,8 @@ def written(found: list[Trial], seed: int) -> str:
         "",
         f"Written by `make fuzz` (seed {seed}): {len(found):,} mutated recordings, each handed to `rheoscope check`, `report`, "
         f"`compare` and, as the stage of a pipeline, `join`, {sum(total.values()):,} commands in processes of their own. A "
-        "command may read what is sound, or refuse in one sentence with exit code 3; it may write to the file that it was told to, start no process, open no "
+        "command may read what is sound, or refuse in one sentence with exit code 3; it may write to the file that it was told "
+        "to, start no process, open no "
         "connection and unpickle nothing, which an audit hook of the interpreter watches.",
         "",
         "| mutation | recordings | " + " | ".join(KINDS) + " |",
