@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rheoscope.diagnostics.diagnosis import Diagnosis
 from rheoscope.probes.anatomy import Anatomy
@@ -20,6 +21,9 @@ from .grid import cell, excerpt
 from .sketch import typical_block
 from .text_sketch import rows, text_sketch
 from .theme import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
@@ -45,15 +49,23 @@ def as_text(content: RunContent | ComparisonContent) -> str:
 def _print_comparison(content: ComparisonContent, console: Console) -> None:
     console.print(*(Text(sentence) for sentence in content.leads), sep="\n")
     shown, _ = excerpt(content.summary)
-    table = Table(box=SIMPLE)
-    for column in shown.columns:
-        table.add_column(Text(str(column)))
-    for row in shown.itertuples(index=False, name=None):
-        table.add_row(*(Text(cell(value)) for value in row))
-    console.print(table)
+    show_table(shown, console=console)
     for label, diagnosis in content.comparison.diagnoses.items():
         console.print(Text(plain(label), style="bold"))
         show(diagnosis, console)
+
+
+def show_table(frame: pd.DataFrame, title: str = "", console: Console | None = None) -> None:
+    """Print a frame as a table."""
+    console = console or Console(highlight=False)
+    table = Table(box=SIMPLE)
+    for column in frame.columns:
+        table.add_column(Text(plain(str(column))))
+    for row in frame.itertuples(index=False, name=None):
+        table.add_row(*(Text(cell(value)) for value in row))
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(table)
 
 
 def _print_list(title: str, sentences: Sequence[str], console: Console) -> None:

@@ -1,1 +1,27 @@
 """Controlled experiments, one file each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from rheoscope.lab.experiment import Experiment
+from rheoscope.probes.errors import LabError
+
+# Name -> module; each holds one EXPERIMENT.
+_MODULES = {
+    "norm-placement": "norm_placement",
+    "takase": "takase",
+}
+NAMES = tuple(_MODULES)
+
+
+def experiment(name: str) -> Experiment:
+    """Return the experiment of this name.
+
+    Raises:
+        LabError: there is none.
+    """
+    if name not in _MODULES:
+        raise LabError(f"Expected one of the experiments {', '.join(NAMES)}, got {name!r}. See rheoscope lab list.")
+    found: Experiment = import_module(f"{__name__}.{_MODULES[name]}").EXPERIMENT
+    return found

@@ -1,0 +1,102 @@
+"""Judge every architecture at its own best learning rate: sweep, and read off what the sweep says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from .experiment import Setting, curve
+from .intervals import over_seeds
+from .run import Run
+from .sweep import sweep
+
+# A learning rate is stable where no seed loses this share of what the best one has learned (chance less its last loss).
+STABLE_KEEPS = 0.5
+
+
+def swept(variants: Mapping[str, Run], rates: Sequence[float], setting: Setting) -> pd.DataFrame:
+    """Carry out every variant at every learning rate and seed of the setting.
+
+    Args:
+        variants: label -> run, whose own learning rate and seed are replaced.
+        rates: learning rates.
+        setting: its seeds, folder and executor are used.
+
+    Returns:
+        The sweep's rows with a column ``label``.
+    """
+    runs = [
+        (label, replace(run, lr=rate, seed=seed))
+        for seed in setting.seeds
+        for label, run in variants.items()
+        for rate in rates
+    ]
+    found = sweep(
+        [run for _, run in runs], setting.folder, executor=setting.executor, on_progress=setting.on_progress
+    ).set_index("key")
+    rows = [
+        found.loc[run.key].to_dict() | {"key": run.key, "label": label, "chance": run.chance} for label, run in runs
+    ]
+    return pd.DataFrame(rows)
+
+
+def at_best(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a variant, in their order: what a sweep over learning rates says of it.
+
+    ``best_lr`` is that of the lowest mean last loss over seeds; ``loss`` the interval of the last loss there, ``loss_mean`` its
+    mean; ``largest_stable_lr`` the largest up to which no seed diverges or loses half of what the best learned; ``sensitivity``
+    the mean over learning rates of the last loss, at most chance, less the best (Wortsman et al. 2023, section 2.2);
+    ``n_seeds``, ``n_parameters``, ``cpu_seconds`` a run and ``failed`` runs.
+    """
+    rows = []
+    for label in dict.fromkeys(frame["label"]):
+        mine = frame[(frame["label"] == label) & (frame["error"] == "")]
+        failed = int(((frame["label"] == label) & (frame["error"] != "")).sum())
+        if mine.empty:
+            rows.append({"label": label, "failed": failed})
+            continue
+        means = mine.groupby("lr")["last_loss"].mean()
+        best = float(means.idxmin())
+        loss = over_seeds(mine.loc[mine["lr"] == best, "last_loss"])
+        rows.append(
+            {
+                "label": label,
+                "best_lr": best,
+                "loss": str(loss),
+                "loss_mean": loss.mean,
+                "loss_low": loss.low,
+                "loss_high": loss.high,
+                "largest_stable_lr": _largest_stable(mine, loss.mean),
+                "sensitivity": float((means - means.min()).mean()),
+                "n_seeds": loss.n,
+                "n_parameters": int(mine["n_parameters"].iloc[0]),
+                "cpu_seconds": float(mine["cpu_seconds"].mean()),
+                "failed": failed,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def loss_curves(frame: pd.DataFrame, chart: str = "last loss (nats) against learning rate") -> pd.DataFrame:
+    """Return rows of a result's curves: last loss against learning rate, one line a variant."""
+    lines = []
+    for label in dict.fromkeys(frame["label"]):
+        mine = frame[frame["label"] == label]
+        points = [(rate, over_seeds(mine.loc[mine["lr"] == rate, "last_loss"])) for rate in sorted(mine["lr"].unique())]
+        lines.append(curve(chart, label, points))
+    return pd.concat(lines, ignore_index=True)
+
+
+def _largest_stable(rows: pd.DataFrame, best: float) -> float | None:
+    """Return the largest learning rate up to which all are stable, counted from the best one: those below it are slow."""
+    limit = best + (1 - STABLE_KEEPS) * (float(rows["chance"].iloc[0]) - best)
+    means = rows.groupby("lr")["last_loss"].mean()
+    stable = None
+    for rate in sorted(rate for rate in rows["lr"].unique() if rate >= means.idxmin()):
+        mine = rows[rows["lr"] == rate]
+        if mine["has_diverged"].any() or (mine["last_loss"] > limit).any():
+            break
+        stable = float(rate)
+    return stable
