@@ -12,7 +12,7 @@ KERNEL := setup.py $(wildcard probes/kernels/*.c probes/kernels/*.h)
 # The editable install links file by file: it is renewed when the set of files changes, or the text of what is compiled.
 FILES := $(VENV)/.files-$(shell (printf '%s\n' $(SOURCES) | sort; cat $(KERNEL)) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format install zoo identity fuzz verdicts theory bench clean
+.PHONY: demo test check format install zoo identity fuzz verdicts theory lab bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,6 +46,9 @@ verdicts: $(VENV)/.dev $(FILES) ## plant faults in many models, judge them, writ
 theory: $(VENV)/.dev $(FILES) ## measure the closed forms and the forecasts, write docs/theory.md and docs/forecasts.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/theory.py docs/theory.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forecasts.py docs/forecasts.md
+
+lab: $(VENV)/.dev $(FILES) ## carry out every experiment of the lab, quick, and write docs/lab.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/lab.py docs/lab.md
 
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md

@@ -16,6 +16,7 @@ from rheoscope.diagnostics.comparison import Comparison
 from .intervals import Interval
 
 OnProgress = Callable[[int, int, str], None]
+_OF_RUNS = ("n_seeds", "cpu_seconds", "failed")
 Verdict = Literal["agrees", "differs", "not settled at this scale"]
 
 
@@ -98,6 +99,12 @@ class Result:
         """Return one row a claim: what, measured, published, source, verdict."""
         rows = [(c.what, str(c.measured), c.published, c.source, c.verdict) for c in self.claims]
         return pd.DataFrame(rows, columns=["what", "measured", "published", "source", "verdict"])
+
+    def shown_variants(self) -> pd.DataFrame:
+        """Return the variants as a person reads them: without numbers that stand beside as text, and failures where none is."""
+        frame = self.variants
+        numbers = [name for name in frame.columns if name.endswith(("_mean", "_low", "_high")) or name in _OF_RUNS]
+        return frame.drop(columns=[name for name in numbers if name != "failed" or not frame[name].any()])
 
 
 @dataclass(frozen=True)

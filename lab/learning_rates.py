@@ -14,6 +14,7 @@ from .sweep import sweep
 
 # A learning rate is stable where no seed loses this share of what the best one has learned (chance less its last loss).
 STABLE_KEEPS = 0.5
+LEARNS = 0.05  # share of chance by which the best loss must lie below it, or nothing was learned at any rate
 
 
 def swept(variants: Mapping[str, Run], rates: Sequence[float], setting: Setting) -> pd.DataFrame:
@@ -90,8 +91,14 @@ def loss_curves(frame: pd.DataFrame, chart: str = "last loss (nats) against lear
 
 
 def _largest_stable(rows: pd.DataFrame, best: float) -> float | None:
-    """Return the largest learning rate up to which all are stable, counted from the best one: those below it are slow."""
-    limit = best + (1 - STABLE_KEEPS) * (float(rows["chance"].iloc[0]) - best)
+    """Return the largest learning rate up to which all are stable, from the best one on: those below it are slow.
+
+    None where none learns anything.
+    """
+    chance = float(rows["chance"].iloc[0])
+    if best > (1 - LEARNS) * chance:
+        return None
+    limit = best + (1 - STABLE_KEEPS) * (chance - best)
     means = rows.groupby("lr")["last_loss"].mean()
     stable = None
     for rate in sorted(rate for rate in rows["lr"].unique() if rate >= means.idxmin()):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+_CLAIM_COLOURS = {"agrees": "green", "differs": "red"}
 _WIDTH = 110  # of text that is written to a file
 
 
@@ -66,6 +67,17 @@ def show_table(frame: pd.DataFrame, title: str = "", console: Console | None = N
     if title:
         console.print(Text(title, style="bold"))
     console.print(table)
+
+
+def show_claims(claims: pd.DataFrame, console: Console | None = None) -> None:
+    """Print what was measured beside what is published: columns what, measured, published, source, verdict."""
+    console = console or Console(highlight=False)
+    lines = Table.grid(padding=(0, 2))
+    for claim in claims.itertuples():
+        style = _CLAIM_COLOURS.get(str(claim.verdict), "dim")
+        lines.add_row(Text(str(claim.verdict), style=style), Text(f"{claim.what}: {claim.measured}"))
+        lines.add_row("", Text(f"published: {claim.published} ({claim.source})", style="dim"))
+    console.print(lines)
 
 
 def _print_list(title: str, sentences: Sequence[str], console: Console) -> None:

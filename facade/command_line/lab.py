@@ -22,7 +22,7 @@ def lab(
         return
     from rheoscope.lab.experiment import Setting
     from rheoscope.lab.experiments import experiment
-    from rheoscope.reports.terminal import progress, show_table
+    from rheoscope.reports.terminal import progress, show_claims, show_table
 
     chosen = experiment(name)
     size = "quick" if quick else "full"
@@ -37,8 +37,9 @@ def lab(
         )
         result = chosen.carry_out(setting)
     typer.echo(f"{chosen.question}\n")
-    show_table(result.claims_frame(), "Measured and published")
-    show_table(result.variants, "Variants")
+    show_claims(result.claims_frame())
+    typer.echo("")
+    show_table(result.shown_variants(), "Variants")
     for note in result.notes:
         typer.echo(note)
     if quick:
