@@ -38,6 +38,11 @@ class Setting:
     executor: Executor | None = None
     on_progress: OnProgress | None = None
 
+    @property
+    def seeds_at_init(self) -> tuple[int, ...]:
+        """Seeds of what trains nothing: cheap, and so at least five."""
+        return tuple(range(max(5, len(self.seeds))))
+
     def report(self, done: int, total: int, text: str) -> None:
         """Tell how far the experiment is, where somebody listens."""
         if self.on_progress:

@@ -80,6 +80,13 @@ def at_best(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def sensitivities(frame: pd.DataFrame, label: str) -> list[float]:
+    """Return a variant's sensitivity to the learning rate, one a seed: mean last loss over rates less that seed's best."""
+    mine = frame[(frame["label"] == label) & (frame["error"] == "")]
+    losses = [mine.loc[mine["seed"] == seed, "last_loss"] for seed in sorted(mine["seed"].unique())]
+    return [float((each - each.min()).mean()) for each in losses]
+
+
 def loss_curves(frame: pd.DataFrame, chart: str = "last loss (nats) against learning rate") -> pd.DataFrame:
     """Return rows of a result's curves: last loss against learning rate, one line a variant."""
     lines = []

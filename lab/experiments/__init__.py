@@ -10,7 +10,12 @@ from rheoscope.probes.errors import LabError
 # Name -> module; each holds one EXPERIMENT.
 _MODULES = {
     "norm-placement": "norm_placement",
+    "admin": "admin",
+    "ivanov": "ivanov",
+    "olmo2": "olmo2",
     "takase": "takase",
+    "wortsman": "wortsman",
+    "xiong": "xiong",
 }
 NAMES = tuple(_MODULES)
 

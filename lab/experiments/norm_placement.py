@@ -54,11 +54,11 @@ def _transmission(setting: Setting) -> dict[tuple[str, int], Interval]:
     """Return the gain of the gradient along the skips alone, from the last state to state 1."""
     found = {}
     depths = DEPTHS[:2] if setting.is_quick else DEPTHS
-    with steps_of(setting, len(PLACEMENTS) * len(depths) * len(setting.seeds)) as begin:
+    with steps_of(setting, len(PLACEMENTS) * len(depths) * len(setting.seeds_at_init)) as begin:
         for place in PLACEMENTS:
             for depth in depths:
                 values = []
-                for seed in setting.seeds:
+                for seed in setting.seeds_at_init:
                     begin(f"{place}-norm, {depth} blocks at init, seed {seed}")
                     design = replace(AT_INIT, n_blocks=depth, norm_placement=place)
                     values.append(float(Tables(at_init(design, seed)).block_transmission()["transmission"].iloc[0]))

@@ -24,10 +24,10 @@ SOURCE = (
 def carry_out(setting: Setting) -> Result:
     """Measure the ratio of the first gradient to the last for three sizes of the embedding."""
     ratios: dict[float, list[float]] = {}
-    with steps_of(setting, len(EXPECTED) * len(setting.seeds)) as begin:
+    with steps_of(setting, len(EXPECTED) * len(setting.seeds_at_init)) as begin:
         for size in EXPECTED:
             ratios[size] = []
-            for seed in setting.seeds:
+            for seed in setting.seeds_at_init:
                 begin(f"embeddings of std {size:g}, seed {seed}")
                 states = (
                     Tables(at_init(replace(BASE, embedding_std=size), seed))
