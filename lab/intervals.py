@@ -31,7 +31,7 @@ class Interval:
         if not self.n:
             return "not measured"
         if self.n == 1:
-            return f"{self.mean:.3g} (one seed)"
+            return f"{self.mean:.3g} (one value)"
         return f"{self.mean:.3g} ({self.low:.3g} to {self.high:.3g}, {self.n} seeds)"
 
 

@@ -67,8 +67,8 @@ def carry_out(setting: Setting) -> Result:
         for label in runs
     ]
     notes = (
-        "The drift of output logits that a z-loss cures comes late in training, and not within 250 steps: only the control of log Z "
-        "is shown, by the experiment on stability tricks.",
+        "The drift of output logits that a z-loss cures comes late in training, and not within 250 steps: only the control of "
+        "log Z is shown, by the experiment on stability tricks.",
     )
     return Result(claims, best, pd.concat([loss_curves(frame), *lines], ignore_index=True), notes=notes)
 
