@@ -87,6 +87,18 @@ def sensitivities(frame: pd.DataFrame, label: str) -> list[float]:
     return [float((each - each.min()).mean()) for each in losses]
 
 
+def gaps(frame: pd.DataFrame, a: str, b: str) -> list[float]:
+    """Return by how much variant ``a`` ends above ``b``, each at its own best learning rate, one value a seed, in nats."""
+    best = at_best(frame).set_index("label")["best_lr"]
+    last = {
+        label: frame[(frame["label"] == label) & (frame["lr"] == best[label]) & (frame["error"] == "")].set_index(
+            "seed"
+        )["last_loss"]
+        for label in (a, b)
+    }
+    return [float(gap) for gap in (last[a] - last[b]).dropna()]
+
+
 def loss_curves(frame: pd.DataFrame, chart: str = "last loss (nats) against learning rate") -> pd.DataFrame:
     """Return rows of a result's curves: last loss against learning rate, one line a variant."""
     lines = []

@@ -11,6 +11,7 @@ from rheoscope.probes.errors import LabError
 _MODULES = {
     "norm-placement": "norm_placement",
     "admin": "admin",
+    "double-norm": "double_norm",
     "ivanov": "ivanov",
     "olmo2": "olmo2",
     "takase": "takase",
