@@ -12,19 +12,30 @@ import pandas as pd
 from rheoscope.probes.errors import RecordingError
 from rheoscope.probes.recording import Recording
 
+from .activation_trap import activation_trap
 from .against_theory import against_theory, not_compared
+from .attention_in_training import attention_sinks, entropy_collapse
 from .attenuation import gradient_slope, skip_path
 from .baseline import against_baseline
 from .baseline import not_compared as beyond
+from .bias_terms import bias_drift, bias_gradients, redundant_biases
 from .biases import bias_share
+from .clipping import clipping
+from .depth_use import gradient_shares, idle_blocks
 from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss
+from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .notebook import verdict_html
+from .output_logits import output_logits
+from .parameter_groups import decayed_gains, odd_rate
 from .residual import range_of_fp16, residual_growth
+from .rounding import rounded_writes
+from .second_moments import below_epsilon, stale_second_moments
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
+from .spikes import loss_spikes
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
 from .tables import Tables
 from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
@@ -48,7 +59,10 @@ RULES: tuple[Rule, ...] = (
     frozen_block,
     initial_loss,
     hidden_units,
+    activation_trap,
     attention_logits,
+    entropy_collapse,
+    attention_sinks,
     write_size,
     rank_collapse,
     gradient_slope,
@@ -56,10 +70,24 @@ RULES: tuple[Rule, ...] = (
     residual_growth,
     against_theory,
     range_of_fp16,
+    rounded_writes,
+    massive_activations,
+    idle_blocks,
+    gradient_shares,
+    odd_rate,
+    decayed_gains,
     update_siblings,
     update_ratio,
+    below_epsilon,
+    stale_second_moments,
+    clipping,
+    loss_spikes,
     untrained,
     bias_share,
+    bias_drift,
+    bias_gradients,
+    redundant_biases,
+    output_logits,
     unusual,
     forecasts,
     hyperparameters,
