@@ -37,7 +37,7 @@ class _End:
 
     Attributes:
         block: of it.
-        step: the last sampled one.
+        step: the first sampled one at which it had fallen.
         first: entropy over that of even weights, at the first sampled step.
         ratio: the same at the end.
         std: of a query's logits.
@@ -105,9 +105,10 @@ def _branches(tables: Tables) -> Iterator[tuple[int, str, list[_End]]]:
 
 def _end(rows: pd.DataFrame, log_keys: float) -> _End:
     last = rows.tail(_LAST)[_VALUES].median()
+    low = rows.loc[rows["entropy_ratio"] < ENTROPY_COLLAPSED, "step"]
     return _End(
         block=int(rows["block"].iloc[0]),
-        step=int(rows["step"].iloc[-1]),
+        step=int(low.iloc[0]) if len(low) else int(rows["step"].iloc[-1]),
         first=float(rows["entropy_ratio"].iloc[0]),
         ratio=float(last["entropy_ratio"]),
         std=float(last["logit_std"]),
@@ -152,7 +153,7 @@ def _shared(fallen: list[_End], n: int, kind: str, name: str) -> Finding:
         block=None,
         component=kind,
         module_path="",
-        step=max(end.step for end in fallen),
+        step=min(end.step for end in fallen),
         sentence=f"Attention froze in {len(fallen)} of the {n} blocks ({name.format('es')}): entropy fell to {ratio:.2g} of that "
         f"of even weights (median), and the logits' standard deviation is {frozen:.3g} times sqrt(2 ln n)"
         + (", at which the second key of a query is no longer seen." if is_hard else "."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from .finding import Evidence, Finding
@@ -17,7 +16,10 @@ def decayed_gains(tables: Tables) -> list[Finding]:
 
     Many recipes do so in every block, to little harm at 0.1: a remark. One block alone is a warning.
     """
-    rows = _grouped(tables)
+    steps = tables.parameters["step"]
+    if not len(steps):
+        return []
+    rows = _grouped(tables, int(steps.max()))
     gains = rows[(rows["role"] == "gain") & rows["weight_decay"].notna()]
     found = []
     for (stack,), group in groups(gains[gains["block"] >= 0], "stack"):
@@ -45,7 +47,7 @@ def decayed_gains(tables: Tables) -> list[Finding]:
                 "weight decay of the gains' group", usual, 0.0, "gains and biases are spared in most recipes"
             ),
             remedy="None needed at this size in most runs; a group of its own without decay spares gains and biases.",
-            reference="GPT-3 and Llama codes decay matrices alone.",
+            reference="nanoGPT and Hugging Face's Trainer decay matrices alone.",
         )
     ]
 
@@ -73,14 +75,13 @@ def odd_rate(tables: Tables) -> list[Finding]:
 
     Rates that change with depth are a schedule. The first or the last block is often set apart on purpose: a remark.
     """
-    rows = _grouped(tables)
-    rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight") & rows["lr"].notna()]
     found = []
-    for (stack,), group in groups(rows, "stack"):
-        sizes = group.assign(total=group["n"] * group["lr"]).groupby("block")[["total", "n"]].sum()
-        rates = sizes["total"] / sizes["n"]
+    steps = tables.parameters["step"]
+    early = _rates(tables, int(steps.min())) if len(steps) else {}
+    for stack, rates in (_rates(tables, int(steps.max())) if len(steps) else {}).items():
+        then = {one.index for one in apart(early.get(stack, rates).tolist(), RATE_APART)}
         for odd in apart(rates.tolist(), RATE_APART):
-            block = int(rates.index[odd.index])
+            block = int(str(rates.index[odd.index]))
             is_end = odd.index in (0, len(rates) - 1)
             found.append(
                 Finding(
@@ -90,7 +91,7 @@ def odd_rate(tables: Tables) -> list[Finding]:
                     block=block,
                     component="weights",
                     module_path="",
-                    step=int(group["step"].max()),
+                    step=int(steps.min() if odd.index in then else steps.max()),
                     sentence=f"The weights of block {block}{tables.stack_name(stack)} have a learning rate of {odd.value:.3g}: "
                     f"{odd.words}.",
                     evidence=Evidence(
@@ -102,12 +103,18 @@ def odd_rate(tables: Tables) -> list[Finding]:
     return found
 
 
-def _grouped(tables: Tables) -> pd.DataFrame:
-    """Return the parameters of the last sampled step with lr and weight_decay of their group; empty where it is not known."""
+def _rates(tables: Tables, step: int) -> dict[int, pd.Series]:
+    """Return the mean learning rate of each block's weights at a step, by stack."""
+    rows = _grouped(tables, step)
+    rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight") & rows["lr"].notna()]
+    sums = rows.assign(total=rows["n"] * rows["lr"]).groupby(["stack", "block"])[["total", "n"]].sum()
+    rates = sums["total"] / sums["n"]
+    return {int(str(stack)): rates.xs(stack, level="stack") for stack in rates.index.unique("stack")}
+
+
+def _grouped(tables: Tables, step: int) -> pd.DataFrame:
+    """Return the parameters of a step with lr and weight_decay of their group; those of which it is not known are left out."""
     rows = tables.parameters
-    rows = rows[rows["optimizer_group"].notna()]
-    if not len(rows):
-        return rows.assign(lr=np.nan, weight_decay=np.nan)
-    last = rows[rows["step"] == rows["step"].max()]
-    own = tables.recording.table("groups", steps=int(last["step"].iloc[0]))[["group", "lr", "weight_decay"]]
-    return pd.DataFrame(last.merge(own, left_on="optimizer_group", right_on="group", how="left"))
+    rows = rows[rows["optimizer_group"].notna() & (rows["step"] == step)]
+    own = tables.recording.table("groups", steps=step)[["group", "lr", "weight_decay"]]
+    return pd.DataFrame(rows.merge(own, left_on="optimizer_group", right_on="group", how="inner"))

@@ -16,6 +16,7 @@ from .thresholds import (
     SPIKE_BAND_LEAST,
     SPIKE_BEFORE,
     SPIKE_GRADIENT,
+    SPIKE_LASTS,
     SPIKE_LEAST_RISE,
     SPIKE_SCORE,
     SPIKE_SIGMAS,
@@ -112,8 +113,8 @@ def _losses(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
 def loss_spikes(tables: Tables) -> list[Finding]:
     """Report where the loss left its band for more than a batch, how often, and whose gradient rose first.
 
-    Losses of single batches that stand out are remarked on: data does that. A loss that never came back is a warning where the
-    gradient norm rose with it or is not known; where it did not, the data may have changed.
+    It is a warning where the loss never came back, or such steps are more than SPIKE_SCORE of the run, and where the gradient norm
+    rose with it or is not known: where it did not, the data may have changed. Single batches that stand out are remarked on.
     """
     steps, losses = _losses(tables)
     score = spike_score(losses)
@@ -124,9 +125,9 @@ def loss_spikes(tables: Tables) -> list[Finding]:
     worst = max(found, key=lambda one: (not one.is_over, one.highest - one.usual))
     rise = _gradient_rise(tables, worst.first)
     share = sum(int(((steps >= one.first) & (steps <= one.last)).sum()) for one in found) / len(steps)
-    is_ill = (not worst.is_over and not (rise is not None and rise < SPIKE_GRADIENT)) or (
-        len(found) > 1 and share > SPIKE_SCORE
-    )
+    has_risen = rise is None or rise >= SPIKE_GRADIENT
+    lasts = any(one.last - one.first + 1 >= SPIKE_LASTS for one in found)
+    is_ill = has_risen and (not worst.is_over or (share > SPIKE_SCORE and lasts))
     block = _first_block(tables, worst.first)
     return [
         Finding(

@@ -176,6 +176,7 @@ SPIKE_WINDOW = 1000
 SPIKE_SCORE = 1e-3  # between the two
 SPIKE_BAND = 100  # steps before: short enough to follow a loss that falls
 SPIKE_BAND_LEAST = 50  # below it quartiles are not known
+SPIKE_LASTS = 5  # steps of a running median of five: shorter ones are seven ill steps at most
 SPIKE_BACK = 2 / 7  # of the band above the median: two deviations
 SPIKE_LEAST_RISE = 0.05  # of the loss: a band narrower than that is one of nearly constant losses
 SPIKE_BEFORE = 8  # steps by which a gradient may rise before the loss does (Wortsman et al. 2023: 1 to 8)
