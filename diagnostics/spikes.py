@@ -113,8 +113,8 @@ def _losses(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
 def loss_spikes(tables: Tables) -> list[Finding]:
     """Report where the loss left its band for more than a batch, how often, and whose gradient rose first.
 
-    It is a warning where the loss never came back, or such steps are more than SPIKE_SCORE of the run, and where the gradient norm
-    rose with it or is not known: where it did not, the data may have changed. Single batches that stand out are remarked on.
+    It is a warning where the loss never came back, or such steps are more than SPIKE_SCORE of the run, and the gradient norm rose
+    with it or is not known: where it did not, the data may have changed. Single batches that stand out are remarked on.
     """
     steps, losses = _losses(tables)
     score = spike_score(losses)
