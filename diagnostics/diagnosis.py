@@ -38,7 +38,7 @@ from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .spikes import loss_spikes
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
 from .tables import Tables
-from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
+from .thresholds import ENTROPY_LEAST_STEPS, LEAST_BLOCKS, SPIKE_BAND_LEAST, UPDATE_JUDGED_AFTER
 from .unusual import unusual
 from .updates import untrained, update_ratio, update_siblings
 from .wiring import causality, gradient_conservation, logit_scale, loss_scale, odd_block, skip_scale
@@ -213,8 +213,13 @@ def _not_judged(tables: Tables) -> Iterator[str]:
         yield f"Bias shares were not judged: {_why_no_bias_share(tables)}."
     if not tables.recording.n_rows("attention"):
         yield "Attention was not judged: no attention call was seen, or it was not asked for."
-    else:
-        yield "Attention logits are judged against sibling blocks; entropy is shown: no limit of it is tried well enough."
+    elif len(tables.sampled_steps) < ENTROPY_LEAST_STEPS:
+        yield f"Attention's entropy was not judged: its fall over a run is, which needs {ENTROPY_LEAST_STEPS} sampled steps."
+    dtypes = str(tables.recording.manifest.get("model", {}).get("dtype", "")).split(", ")
+    if {"bfloat16", "float16"} & set(dtypes) and not tables.activations["rounded_share"].notna().any():
+        yield "What rounding takes of each write was not judged: no add into a stream of 16 bits could be followed."
+    if 1 < len(tables.losses) <= SPIKE_BAND_LEAST:
+        yield f"Loss spikes were not judged: they stand out from {SPIKE_BAND_LEAST} steps before them."
 
 
 def _why_no_bias_share(tables: Tables) -> str:

@@ -16,8 +16,9 @@ from .thresholds import (
     BELOW_EPSILON_SIBLINGS,
     LEAST_SIBLINGS,
     STALE,
+    STALE_AT_ENDS,
     STALE_BEFORE_SPIKE,
-    STALE_LASTS,
+    STALE_ONCE,
     STALE_PRECEDES,
     STALE_SIBLINGS,
     UPDATE_JUDGED_AFTER,
@@ -29,8 +30,8 @@ _LAST = 3  # sampled steps whose median is judged
 def below_epsilon(tables: Tables) -> list[Finding]:
     """Report weights most of whose second moments lie below Adam's epsilon: it, and not the gradient, sets their step.
 
-    In one block alone that is a warning; in all of them it is the choice of epsilon beside the loss's scale, and a remark.
-    Embeddings are left out: rows of tokens that did not come have none.
+    In one block alone, other than the first, whose queries and keys read bare embeddings, that is a warning; in all of them it is
+    the choice of epsilon beside the loss's scale, and a remark. Embeddings are left out: rows of tokens that did not come have none.
     """
     rows = _weights(tables, "below_epsilon_share")
     rows = rows[rows["step"] >= UPDATE_JUDGED_AFTER]
@@ -42,7 +43,9 @@ def below_epsilon(tables: Tables) -> list[Finding]:
         if not high:
             continue
         others = [share for block, share in shares.items() if block not in high]
-        is_alone = len(high) == 1 and len(others) >= LEAST_SIBLINGS and max(others) < BELOW_EPSILON_SIBLINGS
+        is_alone = (
+            high[0] > 0 and len(high) == 1 and len(others) >= LEAST_SIBLINGS and max(others) < BELOW_EPSILON_SIBLINGS
+        )
         share = median(shares[block] for block in high)
         place = f"block {high[0]}" if is_alone else f"{len(high)} of {len(shares)} blocks"
         found.append(
@@ -85,10 +88,7 @@ def stale_second_moments(tables: Tables) -> list[Finding]:
     ]  # an expert may see no token for long
     found = []
     for (stack,), group in groups(rows, "stack"):
-        table = group.assign(energy=group["value"] ** 2).pivot_table(
-            index="step", columns="block", values="energy", aggfunc="mean"
-        )
-        found += _alone(tables, stack, table.pow(0.5))
+        found += _alone(tables, stack, group.pivot(index="step", columns="block", values="value"))
     return found or _before_spikes(rows, loss_episodes(tables))
 
 
@@ -99,9 +99,13 @@ def _alone(tables: Tables, stack: int, table: pd.DataFrame) -> list[Finding]:
         if others.shape[1] < LEAST_SIBLINGS:
             continue
         middle = others.max(axis=1)
-        stale = table.index[(table[block] > STALE) & (table[block] > STALE_SIBLINGS * middle)]
-        if len(stale) < STALE_LASTS:
+        far = STALE_AT_ENDS if block in (table.columns[0], table.columns[-1]) else 1.0
+        is_stale = (table[block] > STALE) & (table[block] > far * STALE_SIBLINGS * middle)
+        is_lasting = is_stale & is_stale.shift(1, fill_value=False)
+        is_plain = is_stale & (table[block] > far * STALE_ONCE * middle)
+        if not (is_lasting | is_plain).any():
             continue
+        stale = table.index[is_stale]
         step = int(stale[0])
         value, beside = float(table[block].loc[step]), float(middle.loc[step])
         found.append(
@@ -115,7 +119,7 @@ def _alone(tables: Tables, stack: int, table: pd.DataFrame) -> list[Finding]:
                 step=step,
                 sentence=f"At step {step:,} the gradients of block {int(block)}{tables.stack_name(stack)} are "
                 f"{value:.3g} times what Adam's second moment remembers (RMS), those of its siblings at most "
-                f"{beside:.3g}; so it is at {len(stale)} sampled steps.",
+                f"{beside:.3g}; so it is at {len(stale)} sampled step{'s' if len(stale) > 1 else ''}.",
                 evidence=Evidence(
                     "RMS of g / (sqrt(v) + eps)", value, beside, "the largest of the other blocks", STALE
                 ),
@@ -160,9 +164,9 @@ def _before_spikes(rows: pd.DataFrame, spikes: list[Episode]) -> list[Finding]:
 
 
 def _weights(tables: Tables, column: str) -> pd.DataFrame:
-    """Return step, stack, block, branch, value of the blocks' weight matrices, by parameter, joined by size within a branch."""
+    """Return step, stack, block, value: the mean over the block's weights; experts, which may see no token for long, left out."""
     rows = tables.parameters
-    rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight") & rows[column].notna()]
+    rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight") & (rows["branch"] != "moe") & rows[column].notna()]
     weighted = rows.assign(total=rows["n"] * rows[column].astype(float))
-    frame = weighted.groupby(["step", "stack", "block", "branch"], as_index=False)[["total", "n"]].sum()
+    frame = weighted.groupby(["step", "stack", "block"], as_index=False)[["total", "n"]].sum()
     return frame.assign(value=frame["total"] / frame["n"])

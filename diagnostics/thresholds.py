@@ -191,11 +191,12 @@ CLIP_JUDGED_AFTER = 100  # steps
 # siblings': sound runs had at most .06 in any block.
 BELOW_EPSILON = 0.5
 BELOW_EPSILON_SIBLINGS = 0.2
-# RMS of g / sqrt(v): 1 in a steady state, at most 1 / sqrt(1 - beta2), 4.5 at .95. Single noisy steps of sound runs reach 3.7 in
-# all blocks at once, and one block 1.6 times its siblings' largest; a block whose gradients came back after a gap 2.7 times.
+# RMS of g / sqrt(v): 1 in a steady state, at most 1 / sqrt(1 - beta2), 4.5 at .95 and 32 at .999. Single noisy steps of sound runs
+# reach 3.7 in all blocks at once; a block between the ends had at most 1.6 times its siblings' largest, the first block 2.2 times.
 STALE = 2.3  # StableAdamW's mark
-STALE_SIBLINGS = 2.0
-STALE_LASTS = 2  # sampled steps
+STALE_SIBLINGS = 2.0  # at two sampled steps one after the other
+STALE_ONCE = 5.0  # at one
+STALE_AT_ENDS = 2.0  # times either
 STALE_BEFORE_SPIKE = 2.3
 STALE_PRECEDES = 8  # steps
 
