@@ -31,7 +31,7 @@ def below_epsilon(tables: Tables) -> list[Finding]:
     """Report weights most of whose second moments lie below Adam's epsilon: it, and not the gradient, sets their step.
 
     In one block alone, other than the first, whose queries and keys read bare embeddings, that is a warning; in all of them it is
-    the choice of epsilon beside the loss's scale, and a remark. Embeddings are left out: rows of tokens that did not come have none.
+    the choice of epsilon beside the loss's scale, and a remark. Embeddings are left out: absent tokens have no gradient.
     """
     rows = _weights(tables, "below_epsilon_share")
     rows = rows[rows["step"] >= UPDATE_JUDGED_AFTER]
@@ -83,9 +83,7 @@ def stale_second_moments(tables: Tables) -> list[Finding]:
     Right after, Adam divides by too little: the update is larger than the learning rate says.
     """
     rows = _weights(tables, "staleness")
-    rows = rows[
-        (rows["step"] >= UPDATE_JUDGED_AFTER) & (rows["branch"] != "moe")
-    ]  # an expert may see no token for long
+    rows = rows[rows["step"] >= UPDATE_JUDGED_AFTER]
     found = []
     for (stack,), group in groups(rows, "stack"):
         found += _alone(tables, stack, group.pivot(index="step", columns="block", values="value"))

@@ -63,7 +63,19 @@ def test_a_hard_batch_that_all_blocks_see_is_sound(made: Any) -> None:
 
 
 def test_one_sampled_step_is_chance(made: Any) -> None:
-    found = run(made, stale=lambda block, step: 8.0 if block == 4 and step == 100 else 1.0)
+    found = run(made, stale=lambda block, step: 4.0 if block == 3 and step in (100, 120) else 1.0)
+
+    assert stale_second_moments(Tables(found.recording())) == []
+
+
+def test_one_sampled_step_far_beyond_all_siblings_is_enough(made: Any) -> None:
+    found = run(made, stale=lambda block, step: 8.0 if block == 3 and step == 100 else 1.0)
+
+    assert [finding.step for finding in stale_second_moments(Tables(found.recording()))] == [100]
+
+
+def test_the_first_and_the_last_block_vary_more(made: Any) -> None:
+    found = run(made, stale=lambda block, step: 3.5 if block in (0, 5) and step in (100, 110) else 1.0)
 
     assert stale_second_moments(Tables(found.recording())) == []
 
