@@ -11,8 +11,8 @@ from .thresholds import ACTIVATION_DIPS, LEAST_SIBLINGS, TRAPPED
 def activation_trap(tables: Tables) -> list[Finding]:
     """Report a hidden layer none of whose values is above the dip's depth in size while their mean lies near its bottom.
 
-    There no unit is on, and the slope is at most a fifth of that of a unit that is: little gradient leads out. A recording keeps
-    no numbers of single units: a layer of which only some are caught is not told.
+    There no unit is on, and the slope is at most a quarter of that of one that is: little gradient leads out. A recording has no
+    numbers of single units: a layer of which only some are caught is not told.
     """
     activations = {
         (b.stack, b.depth): b.hidden.activation
@@ -48,9 +48,8 @@ def activation_trap(tables: Tables) -> list[Finding]:
                     component=str(row["branch"]),
                     module_path="",
                     step=int(row["step"]),
-                    sentence=f"The hidden layer of block {block}{tables.stack_name(stack)} is caught in the dip of "
-                    f"{name}: all its values lie "
-                    f"within {row['dip']:.2g} of 0, their mean at {row['mean']:.2g}"
+                    sentence=f"The hidden layer of block {block}{tables.stack_name(stack)} is caught in the dip of {name}: "
+                    f"all its values lie within {row['dip']:.2g} of 0, their mean at {row['mean']:.2g}"
                     + (
                         f"; none of its {len(known) - 1} siblings is."
                         if is_alone
@@ -63,9 +62,8 @@ def activation_trap(tables: Tables) -> list[Finding]:
                         f"the bottom of {name}",
                         -TRAPPED * float(row["dip"]),
                     ),
-                    remedy="Look at the bias before the activation, and at a learning rate that pushed it down; raise "
-                    "it, or start the "
-                    "block anew.",
+                    remedy="Look at the bias before the activation, and at a learning rate that pushed it down; raise it, "
+                    "or start the block anew.",
                     reference="Hendrycks and Gimpel 2016; Ramachandran et al. 2017: neither function is monotone.",
                 )
             )

@@ -10,6 +10,7 @@ from statistics import median
 import pandas as pd
 
 from .finding import Evidence, Finding
+from .frames import groups, largest
 from .tables import Tables
 from .thresholds import (
     ENTROPY_COLLAPSED,
@@ -26,8 +27,8 @@ from .thresholds import (
 _VALUES = ["logit_std", "entropy_ratio", "sink_share"]
 _LAST = 3  # sampled steps whose median is the end of a run: one batch is no trend
 _REFERENCE = (
-    "Dehghani et al. 2023 (ViT-22B), section 2: near-zero entropy; Derrida 1981: Gaussian exponents condense beyond "
-    "a standard deviation of sqrt(2 ln n)."
+    "Dehghani et al. 2023 (ViT-22B), section 2: near-zero entropy; Derrida 1981: Gaussian exponents condense beyond a "
+    "standard deviation of sqrt(2 ln n)."
 )
 
 
@@ -127,9 +128,9 @@ def _alone(end: _End, kind: str, name: str, others: float) -> Finding:
         component=kind,
         module_path="",
         step=end.step,
-        sentence=f"In the {where} the softmax freezes: its entropy fell from {end.first:.2g} to {end.ratio:.2g} of that of even "
-        f"weights, its siblings' is {others:.2g}. Its logits' standard deviation is {end.std:.3g}, {end.frozen:.2g} times "
-        "sqrt(2 ln n), beyond which a query sees few of its n keys.",
+        sentence=f"In the {where} the softmax freezes: its entropy fell from {end.first:.2g} to {end.ratio:.2g} of that of "
+        f"even weights, its siblings' is {others:.2g}. Its logits' standard deviation is {end.std:.3g}, {end.frozen:.2g} "
+        "times sqrt(2 ln n), beyond which a query sees few of its n keys.",
         evidence=Evidence(
             "entropy over that of even weights",
             end.ratio,
@@ -137,8 +138,8 @@ def _alone(end: _End, kind: str, name: str, others: float) -> Finding:
             "the same branch of the other blocks",
             ENTROPY_COLLAPSED,
         ),
-        remedy="Norm this branch's queries and keys (QK-norm), or look at what makes them grow: a learning rate of its own, a "
-        "missing 1 / sqrt(head size).",
+        remedy="Norm this branch's queries and keys (QK-norm), or look at what makes them grow: a learning rate of its own, "
+        "a missing 1 / sqrt(head size).",
         reference=_REFERENCE,
     )
 
@@ -154,8 +155,8 @@ def _shared(fallen: list[_End], n: int, kind: str, name: str) -> Finding:
         component=kind,
         module_path="",
         step=min(end.step for end in fallen),
-        sentence=f"Attention froze in {len(fallen)} of the {n} blocks ({name.format('es')}): entropy fell to {ratio:.2g} of that "
-        f"of even weights (median), and the logits' standard deviation is {frozen:.3g} times sqrt(2 ln n)"
+        sentence=f"Attention froze in {len(fallen)} of the {n} blocks ({name.format('es')}): entropy fell to {ratio:.2g} of "
+        f"that of even weights (median), and the logits' standard deviation is {frozen:.3g} times sqrt(2 ln n)"
         + (", at which the second key of a query is no longer seen." if is_hard else "."),
         evidence=Evidence(
             "std of logits / sqrt(2 ln n)", frozen, 1.0, "Gaussian logits condense on few keys beyond 1", FROZEN_HARD
@@ -171,12 +172,12 @@ def attention_sinks(tables: Tables) -> list[Finding]:
     """Remark on heads that put most of their attention on the first key: sound, and of consequence for whoever cuts the cache."""
     rows = tables.attention().dropna(subset=["sink_share"])
     found = []
-    for stack, group in rows[rows["step"] == rows["step"].max()].groupby("stack", sort=False):
+    for (stack,), group in groups(rows[rows["step"] == rows["step"].max()], "stack"):
         heads = group[group["branch"] == "attention"]
         sinks = heads[heads["sink_share"] > SINK_SHARE]
         if not len(sinks):
             continue
-        top = sinks.loc[sinks["sink_share"].idxmax()]
+        top = largest(sinks, "sink_share")
         found.append(
             Finding(
                 code="attention-sinks",
@@ -186,8 +187,7 @@ def attention_sinks(tables: Tables) -> list[Finding]:
                 component="attention",
                 module_path="",
                 step=int(top["step"]),
-                sentence=f"{len(sinks)} of {len(heads)} attention heads{tables.stack_name(int(str(stack)))} put more "
-                "than half of "
+                sentence=f"{len(sinks)} of {len(heads)} attention heads{tables.stack_name(stack)} put more than half of "
                 f"their attention on the first key, at most {top['sink_share']:.0%}, in block {int(top['block'])}.",
                 evidence=Evidence(
                     "largest attention on the first key", float(top["sink_share"]), None, "half of it", SINK_SHARE

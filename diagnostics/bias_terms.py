@@ -48,8 +48,7 @@ def bias_drift(tables: Tables) -> list[Finding]:
             module_path=name,
             step=int(group["step"].iloc[-1]),
             sentence=f"{len(drifting)} of {n} biases still grow one way through the last half of the run; {name} most, "
-            f"{grown:.2g}-fold "
-            f"to an RMS of {size:.3g}{beside}.",
+            f"{grown:.2g}-fold to an RMS of {size:.3g}{beside}.",
             evidence=Evidence(
                 "growth of the bias RMS over the last half", grown, 1.0, "the run's own first half", BIAS_DRIFT
             ),
@@ -89,9 +88,8 @@ def bias_gradients(tables: Tables) -> list[Finding]:
             module_path="",
             step=step,
             sentence=f"The tokens agree on the bias of the {row['branch']} branch of block {int(row['block'])}: its "
-            "gradient's energy is "
-            f"{value:.3g} times what {n:,.0f} tokens of random directions would give (step {step:,}; mean cosine "
-            f"{row['cosine']:.2g}).",
+            f"gradient's energy is {value:.3g} times what {n:,.0f} tokens of random directions would give (step {step:,}; "
+            f"mean cosine {row['cosine']:.2g}).",
             evidence=Evidence("|sum g|^2 / sum |g|^2 over tokens", value, 1.0, "random directions", COHERENCE_NOTED),
             remedy="None needed. Such a bias learns what all tokens share, such as how common each is.",
         )
@@ -109,8 +107,8 @@ def redundant_biases(tables: Tables) -> list[Finding]:
             _redundant(
                 tables,
                 "attention",
-                f"{len(names)} biases in attention branches receive no gradient beyond rounding, and Adam moves them "
-                f"at random: {shown}.",
+                f"{len(names)} biases in attention branches receive no gradient beyond rounding, by which Adam would move "
+                f"them at random: {shown}.",
                 Evidence(
                     "bias gradient / the branch's largest", max(idle.values()), 0.0, "softmax ignores what is the "
                     "same for all keys",
@@ -129,9 +127,8 @@ def redundant_biases(tables: Tables) -> list[Finding]:
             _redundant(
                 tables,
                 "biases",
-                f"{len(normed)} output biases stand right before a LayerNorm, which takes their mean away: one "
-                "direction of each does "
-                "nothing.",
+                f"{len(normed)} output biases stand right before a LayerNorm, which takes their mean away: one direction of "
+                "each does nothing.",
                 Evidence(
                     "output biases before a LayerNorm", float(len(normed)), None, "a LayerNorm is blind to the mean"
                 ),

@@ -35,12 +35,11 @@ def idle_blocks(tables: Tables) -> list[Finding]:
                 component=f"stack {stack}",
                 module_path="",
                 step=int(group["step"].max()),
-                sentence=f"{words} the tokens' states{tables.stack_name(stack)} by at least {least:.2g} of a half "
-                "turn; the median block by "
-                f"{middle:.2g}: idle.",
+                sentence=f"{words} the tokens' states{tables.stack_name(stack)} by at least {least:.2g} of a half turn; the "
+                f"median block by {middle:.2g}: idle.",
                 evidence=Evidence("angle between states / pi", least, middle, "median of the blocks", IDLE_ANGLE),
-                remedy="Look at whether these blocks still learn: their norms' gains, their gradients; a model "
-                "without them may do.",
+                remedy="Look at whether these blocks still learn: their norms' gains, their gradients; a model without them "
+                "may do.",
                 reference="Gromov et al. 2024; Sun et al. 2025 (curse of depth).",
             )
         )
@@ -71,9 +70,9 @@ def gradient_shares(tables: Tables) -> list[Finding]:
                 component=str(row["branch"]),
                 module_path="",
                 step=int(row["step"]),
-                sentence=f"At {len(carried)} of {len(group)} adds{tables.stack_name(stack)} the branch carries more of "
-                "the gradient than "
-                f"the skip, most in the {row['branch']} branch of block {int(row['block'])} ({row['share']:.0%} of the energy).",
+                sentence=f"At {len(carried)} of {len(group)} adds{tables.stack_name(stack)} the branch carries more of the "
+                f"gradient than the skip, most in the {row['branch']} branch of block {int(row['block'])} "
+                f"({row['share']:.0%} of the energy).",
                 evidence=Evidence(
                     "energy of the gradient through the branch / of both",
                     float(row["share"]),

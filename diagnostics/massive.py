@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -20,8 +22,8 @@ from .thresholds import (
 )
 
 _NONE_NEEDED = (
-    "None needed while training in bf16 or float32. Quantising to 8 bits by one scale a tensor loses the other channels, and "
-    "fp16 ends at 65,504."
+    "None needed while training in bf16 or float32. Quantising to 8 bits by one scale a tensor loses the other channels, "
+    "and fp16 ends at 65,504."
 )
 
 
@@ -81,8 +83,8 @@ def _growth(rows: pd.DataFrame) -> float:
     return float(np.median(recent[-3:]) / np.median(recent[:3])) if order(recent) > FORECAST_ORDERED else 0.0
 
 
-def _finding(tables: Tables, stack: int, row: dict[str, object], n: int, grown: float | None) -> Finding:
-    block, peak, share = int(str(row["block"])), float(str(row["peak"])), float(str(row["share"]))
+def _finding(tables: Tables, stack: int, row: dict[str, Any], n: int, grown: float | None) -> Finding:
+    block, peak, share = int(row["block"]), float(row["peak"]), float(row["share"])
     by_channel = share > CHANNEL_SHARE
     where = f"behind the {row['branch']} branch of block {block}" if block >= 0 else "at the embedding"
     what = (
@@ -97,7 +99,7 @@ def _finding(tables: Tables, stack: int, row: dict[str, object], n: int, grown: 
         block=block if block >= 0 else None,
         component=str(row["branch"]),
         module_path="",
-        step=int(str(row["step"])),
+        step=int(row["step"]),
         sentence=f"From {where}{tables.stack_name(stack)} on {what}, as in {n} state{'s' if n > 1 else ''}"
         + (
             "." if grown is None else f"; before it none did, and it grew by {grown:.2g} over the last half of the run."

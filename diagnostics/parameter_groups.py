@@ -24,10 +24,10 @@ def decayed_gains(tables: Tables) -> list[Finding]:
     found = []
     for (stack,), group in groups(gains[gains["block"] >= 0], "stack"):
         decays = group.groupby("block")["weight_decay"].max()
-        for block, value in decays.items():
+        for block, value in zip(decays.index.to_numpy(int), decays.to_numpy(float), strict=True):
             others = decays.drop(block)
             if len(others) >= LEAST_SIBLINGS and others.nunique() == 1 and value > DECAY_APART * float(others.iloc[0]):
-                found.append(_alone(tables, stack, int(str(block)), float(value), group, float(others.iloc[0])))
+                found.append(_alone(tables, stack, int(block), float(value), group, float(others.iloc[0])))
     decayed = gains[gains["weight_decay"] > 0]
     if found or not len(decayed):
         return found
@@ -41,8 +41,8 @@ def decayed_gains(tables: Tables) -> list[Finding]:
             component="norm gains",
             module_path="",
             step=int(decayed["step"].max()),
-            sentence=f"{len(decayed)} of {len(gains)} norm gains are decayed, by {usual:.3g} times the learning rate a "
-            "step: towards 0.",
+            sentence=f"{len(decayed)} of {len(gains)} norm gains are decayed, by {usual:.3g} times the learning rate a step: "
+            "towards 0.",
             evidence=Evidence(
                 "weight decay of the gains' group", usual, 0.0, "gains and biases are spared in most recipes"
             ),
@@ -62,9 +62,8 @@ def _alone(tables: Tables, stack: int, block: int, value: float, group: pd.DataF
         component=str(mine["branch"]),
         module_path=str(mine["name"]),
         step=int(mine["step"]),
-        sentence=f"The norm gains of block {block}{tables.stack_name(stack)} are decayed by {value:.3g} times the "
-        "learning rate a "
-        f"step, towards 0; those of the other blocks by {others:.3g}.",
+        sentence=f"The norm gains of block {block}{tables.stack_name(stack)} are decayed by {value:.3g} times the learning "
+        f"rate a step, towards 0; those of the other blocks by {others:.3g}.",
         evidence=Evidence("weight decay of the gains' group", value, others, "the other blocks", DECAY_APART * others),
         remedy="Look at which parameter group these gains were put into.",
     )
@@ -81,7 +80,7 @@ def odd_rate(tables: Tables) -> list[Finding]:
     for stack, rates in (_rates(tables, int(steps.max())) if len(steps) else {}).items():
         then = {one.index for one in apart(early.get(stack, rates).tolist(), RATE_APART)}
         for odd in apart(rates.tolist(), RATE_APART):
-            block = int(str(rates.index[odd.index]))
+            block = int(rates.index.to_numpy(int)[odd.index])
             is_end = odd.index in (0, len(rates) - 1)
             found.append(
                 Finding(
@@ -92,8 +91,8 @@ def odd_rate(tables: Tables) -> list[Finding]:
                     component="weights",
                     module_path="",
                     step=int(steps.min() if odd.index in then else steps.max()),
-                    sentence=f"The weights of block {block}{tables.stack_name(stack)} have a learning rate of {odd.value:.3g}: "
-                    f"{odd.words}.",
+                    sentence=f"The weights of block {block}{tables.stack_name(stack)} have a learning rate of "
+                    f"{odd.value:.3g}: {odd.words}.",
                     evidence=Evidence(
                         "learning rate of the block's weights", odd.value, odd.middle, "the other blocks", RATE_APART
                     ),
@@ -109,7 +108,7 @@ def _rates(tables: Tables, step: int) -> dict[int, pd.Series]:
     rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight") & rows["lr"].notna()]
     sums = rows.assign(total=rows["n"] * rows["lr"]).groupby(["stack", "block"])[["total", "n"]].sum()
     rates = sums["total"] / sums["n"]
-    return {int(str(stack)): rates.xs(stack, level="stack") for stack in rates.index.unique("stack")}
+    return {stack: rates.xs(stack, level="stack") for stack in rates.index.unique("stack").to_numpy(int).tolist()}
 
 
 def _grouped(tables: Tables, step: int) -> pd.DataFrame:

@@ -60,8 +60,8 @@ def _finding(tables: Tables, stack: int, step: int, shares: pd.DataFrame, *, is_
         component=str(top["branch"]),
         module_path="",
         step=step,
-        sentence=f"Rounding takes {value:.0%} of the energy that the {top['branch']} branch of block {int(top['block'])} writes "
-        f"into the 16-bit stream{tables.stack_name(stack)} at step {step:,} ({usual:.2g} at the median branch){more}"
+        sentence=f"Rounding takes {value:.0%} of the energy that the {top['branch']} branch of block {int(top['block'])} "
+        f"writes into the 16-bit stream{tables.stack_name(stack)} at step {step:,} ({usual:.2g} at the median branch){more}"
         + ("; less than a hundredth at the end of the run." if is_past else "."),
         evidence=Evidence(
             "energy lost to rounding / energy of the write",

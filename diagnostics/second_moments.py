@@ -57,8 +57,8 @@ def below_epsilon(tables: Tables) -> list[Finding]:
                 component=f"stack {stack} weights",
                 module_path="",
                 step=int(late["step"].max()),
-                sentence=f"In {place}{tables.stack_name(stack)} {share:.0%} of the weights have a second moment below "
-                "Adam's epsilon"
+                sentence=f"In {place}{tables.stack_name(stack)} {share:.0%} of the weights have a second moment below Adam's "
+                "epsilon"
                 + (f"; in its siblings at most {max(others):.0%} have" if is_alone else "")
                 + ": they move by less than the learning rate, in proportion to their gradients.",
                 evidence=Evidence(
@@ -115,14 +115,14 @@ def _alone(tables: Tables, stack: int, table: pd.DataFrame) -> list[Finding]:
                 component=f"stack {stack} weights",
                 module_path="",
                 step=step,
-                sentence=f"At step {step:,} the gradients of block {int(block)}{tables.stack_name(stack)} are "
-                f"{value:.3g} times what Adam's second moment remembers (RMS), those of its siblings at most "
-                f"{beside:.3g}; so it is at {len(stale)} sampled step{'s' if len(stale) > 1 else ''}.",
+                sentence=f"At step {step:,} the gradients of block {int(block)}{tables.stack_name(stack)} are {value:.3g} "
+                f"times what Adam's second moment remembers (RMS), those of its siblings at most {beside:.3g}; so it is at "
+                f"{len(stale)} sampled step{'s' if len(stale) > 1 else ''}.",
                 evidence=Evidence(
                     "RMS of g / (sqrt(v) + eps)", value, beside, "the largest of the other blocks", STALE
                 ),
-                remedy="Look at why this block's gradients were small before: a gap, a scale, an input that was rare. A smaller "
-                "beta2 (0.95), or an update that is clipped (StableAdamW), forgets faster.",
+                remedy="Look at why this block's gradients were small before: a gap, a scale, an input that was rare. A "
+                "smaller beta2 (0.95), or an update that is clipped (StableAdamW), forgets faster.",
                 reference="Wortsman et al. 2023 (StableAdamW); Molybog et al. 2023.",
             )
         )
@@ -137,7 +137,11 @@ def _before_spikes(rows: pd.DataFrame, spikes: list[Episode]) -> list[Finding]:
         earlier = by_step[by_step.index < spike.first - STALE_PRECEDES]
         if not len(near) or not len(earlier):
             continue
-        step, value, usual = int(str(near.idxmax())), float(near.max()), float(earlier.median())
+        step, value, usual = (
+            int(near.index.to_numpy(int)[near.to_numpy(float).argmax()]),
+            float(near.max()),
+            float(earlier.median()),
+        )
         if value > STALE_BEFORE_SPIKE and value > 2 * usual:
             return [
                 Finding(
@@ -148,9 +152,8 @@ def _before_spikes(rows: pd.DataFrame, spikes: list[Episode]) -> list[Finding]:
                     component="weights",
                     module_path="",
                     step=step,
-                    sentence=f"At step {step:,} gradients were {value:.3g} times what Adam's second moments remember "
-                    "(RMS over blocks; "
-                    f"{usual:.3g} before), and at step {spike.first:,} the loss spiked.",
+                    sentence=f"At step {step:,} gradients were {value:.3g} times what Adam's second moments remember (RMS "
+                    f"over blocks; {usual:.3g} before), and at step {spike.first:,} the loss spiked.",
                     evidence=Evidence(
                         "RMS of g / (sqrt(v) + eps)", value, usual, "the run's own earlier steps", STALE_BEFORE_SPIKE
                     ),

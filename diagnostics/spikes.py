@@ -128,17 +128,18 @@ def loss_spikes(tables: Tables) -> list[Finding]:
     has_risen = rise is None or rise >= SPIKE_GRADIENT
     lasts = any(one.last - one.first + 1 >= SPIKE_LASTS for one in found)
     is_ill = has_risen and (not worst.is_over or (share > SPIKE_SCORE and lasts))
-    block = _first_block(tables, worst.first)
+    place = _first_block(tables, worst.first)
+    first = "" if place is None else f"block {place[1]}{tables.stack_name(place[0])}"
     return [
         Finding(
             code="loss-spike",
             severity="warning" if is_ill else "info",
             confidence=0.7,
-            block=block,
+            block=None if place is None else place[1],
             component="loss",
             module_path="",
             step=worst.first,
-            sentence=_sentence(worst, found, len(steps), rise, block),
+            sentence=_sentence(worst, found, len(steps), rise, first),
             evidence=Evidence(
                 "largest loss of the spike",
                 worst.highest,
@@ -146,8 +147,8 @@ def loss_spikes(tables: Tables) -> list[Finding]:
                 f"median of up to {SPIKE_BAND} steps before",
                 worst.limit,
             ),
-            remedy="Go back to a checkpoint before the spike and skip its batches, or lower the learning rate; clip gradients. "
-            "attach(triggered=...) samples such steps in full."
+            remedy="Go back to a checkpoint before the spike and skip its batches, or lower the learning rate; clip "
+            "gradients. attach(triggered=...) samples such steps in full."
             if is_ill
             else "None needed where it stays alone; look at the batches around it.",
             reference="Chowdhery et al. 2022 (PaLM), section 5.1; OLMo et al. 2024 (OLMo 2), section 3.2: spike score.",
@@ -155,7 +156,7 @@ def loss_spikes(tables: Tables) -> list[Finding]:
     ]
 
 
-def _sentence(worst: Episode, found: list[Episode], n_steps: int, rise: float | None, block: int | None) -> str:
+def _sentence(worst: Episode, found: list[Episode], n_steps: int, rise: float | None, first: str) -> str:
     n = worst.last - worst.first + 1
     back = (
         f"and came back after {n} step{'s' if n > 1 else ''}" if worst.is_over else "and had not come back by the end"
@@ -172,7 +173,7 @@ def _sentence(worst: Episode, found: list[Episode], n_steps: int, rise: float | 
             if rise >= SPIKE_GRADIENT
             else ". The gradient norm did not rise with it"
         )
-    return told + (f"; the gradient of block {block}'s weights was the first to rise." if block is not None else ".")
+    return told + (f"; the gradient of the weights of {first} was the first to rise." if first else ".")
 
 
 def _of_batches(steps: np.ndarray, losses: np.ndarray, above: np.ndarray, score: float) -> Finding:
@@ -185,9 +186,9 @@ def _of_batches(steps: np.ndarray, losses: np.ndarray, above: np.ndarray, score:
         component="loss",
         module_path="",
         step=int(steps[top]),
-        sentence=f"{int(above.sum()):,} of {len(steps):,} steps have a loss far above those before, such as {losses[top]:.3g} at "
-        f"step {int(steps[top]):,}, and none drew the next ones along: batches that differ, or single steps too far. "
-        f"Spike score {0.0 if math.isnan(score) else score:.2%}.",
+        sentence=f"{int(above.sum()):,} of {len(steps):,} steps have a loss far above those before, such as "
+        f"{losses[top]:.3g} at step {int(steps[top]):,}, and none drew the next ones along: batches that differ, or single "
+        f"steps too far. Spike score {0.0 if math.isnan(score) else score:.2%}.",
         evidence=Evidence(
             "share of steps 7 standard deviations up", score, 0.0, "up to 1,000 steps before", SPIKE_SCORE
         ),
@@ -206,15 +207,15 @@ def _gradient_rise(tables: Tables, step: int) -> float | None:
     return float(near.max() / usual) if len(near) and usual > 0 else None
 
 
-def _first_block(tables: Tables, step: int) -> int | None:
-    """Return the block whose weights' gradient first rose above its own size before; None where no sampled step shows it."""
+def _first_block(tables: Tables, step: int) -> tuple[int, int] | None:
+    """Return stack and block whose weights' gradient rose above its own size first; None where no sampled step shows it."""
     rows = tables.parameters
     rows = rows[(rows["block"] >= 0) & (rows["role"] == "weight") & rows["gradient_rms"].notna()]
     sizes = (
         rows.assign(energy=rows["n"] * rows["gradient_rms"] ** 2)
-        .groupby(["step", "block"])["energy"]
+        .groupby(["step", "stack", "block"])["energy"]
         .sum()
-        .unstack("block")
+        .unstack(["stack", "block"])
     )
     coefficients = tables.steps.set_index("step")["clip_coefficient"].astype(float).reindex(sizes.index).fillna(1.0)
     sizes = sizes.pow(0.5).div(coefficients.where(coefficients > 0), axis=0)
@@ -222,5 +223,7 @@ def _first_block(tables: Tables, step: int) -> int | None:
     near = sizes[(sizes.index >= step - SPIKE_BEFORE) & (sizes.index <= step + _HALF)] / usual.where(usual > 0)
     for _, ratios in near.iterrows():
         if float(ratios.max()) > SPIKE_GRADIENT:
-            return int(str(ratios.idxmax()))
+            places = sizes.columns.to_frame(index=False).astype(int)
+            stack, block = places.iloc[int(np.nanargmax(ratios.to_numpy(float)))].tolist()
+            return stack, block
     return None

@@ -103,7 +103,7 @@ def test_the_block_whose_gradient_rose_first_is_named(made: Any) -> None:
     (finding,) = loss_spikes(Tables(recording.recording()))
 
     assert finding.block == 4
-    assert "the gradient of block 4's weights was the first to rise" in finding.sentence
+    assert "the gradient of the weights of block 4 was the first to rise" in finding.sentence
 
 
 def test_losses_that_are_not_finite_are_left_to_other_rules(made: Any) -> None:
