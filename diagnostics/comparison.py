@@ -12,6 +12,7 @@ import pandas as pd
 from rheoscope.probes.errors import DiagnosisError
 from rheoscope.probes.recording import Recording
 
+from .baseline import check_alike
 from .diagnosis import Diagnosis, diagnose
 from .expected import Prediction, theory_of_recording
 from .frames import block_states, slope
@@ -28,12 +29,14 @@ class Comparison:
         at_init: label -> check-up before the first step; where a label has none, its recording's first step serves.
         against_depth: columns group, label, n_blocks, transmission, amplification: the same variants at other depths.
         title: what is compared.
+        baseline: of a good run, against which each is judged.
     """
 
     recordings: Mapping[str, Recording]
     at_init: Mapping[str, Recording] = field(default_factory=dict)
     against_depth: pd.DataFrame = field(default_factory=pd.DataFrame)
     title: str = ""
+    baseline: Recording | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -43,7 +46,7 @@ class Comparison:
     @cached_property
     def diagnoses(self) -> dict[str, Diagnosis]:
         """The verdict on each variant's run."""
-        return {label: diagnose(recording) for label, recording in self.recordings.items()}
+        return {label: diagnose(recording, self.baseline) for label, recording in self.recordings.items()}
 
     def _repr_html_(self) -> str:
         """Return the verdicts and the summary for a notebook."""
@@ -140,15 +143,22 @@ class Comparison:
         return found
 
 
-def compare(recordings: Mapping[str, Recording], *, at_init: Mapping[str, Recording] | None = None) -> Comparison:
+def compare(
+    recordings: Mapping[str, Recording],
+    *,
+    at_init: Mapping[str, Recording] | None = None,
+    baseline: Recording | None = None,
+) -> Comparison:
     """Compare several recordings.
 
     Args:
         recordings: label -> recording, at least two.
         at_init: label -> check-up of the same variant before training.
+        baseline: of a good run of the same model, against which each recording is judged.
 
     Raises:
         DiagnosisError: fewer than two recordings, or a label of ``at_init`` that is none of theirs.
+        RecordingError: the baseline is of another model.
     """
     if len(recordings) < 2:
         raise DiagnosisError(
@@ -159,7 +169,10 @@ def compare(recordings: Mapping[str, Recording], *, at_init: Mapping[str, Record
         raise DiagnosisError(
             f"Expected at_init for labels among {list(recordings)}, got {unknown}. Use the same labels."
         )
-    return Comparison(dict(recordings), dict(at_init or {}))
+    if baseline is not None:
+        for recording in recordings.values():
+            check_alike(recording.anatomy, baseline.anatomy)
+    return Comparison(dict(recordings), dict(at_init or {}), baseline=baseline)
 
 
 def first_step(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,22 +12,33 @@ import pandas as pd
 from rheoscope.probes.errors import RecordingError
 from rheoscope.probes.recording import Recording
 
+from .activation_trap import activation_trap
 from .against_theory import against_theory, not_compared
+from .attention_in_training import attention_sinks, entropy_collapse
 from .attenuation import gradient_slope, skip_path
 from .baseline import against_baseline
 from .baseline import not_compared as beyond
+from .bias_terms import bias_drift, bias_gradients, redundant_biases
 from .biases import bias_share
+from .clipping import clipping
+from .depth_use import gradient_shares, idle_blocks
 from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss
+from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .notebook import verdict_html
+from .output_logits import output_logits
+from .parameter_groups import decayed_gains, odd_rate
 from .residual import range_of_fp16, residual_growth
+from .rounding import rounded_writes
+from .second_moments import below_epsilon, stale_second_moments
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
+from .spikes import loss_spikes
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
 from .tables import Tables
-from .thresholds import LEAST_BLOCKS, UPDATE_JUDGED_AFTER
+from .thresholds import ENTROPY_LEAST_STEPS, LEAST_BLOCKS, SPIKE_BAND_LEAST, UPDATE_JUDGED_AFTER
 from .unusual import unusual
 from .updates import untrained, update_ratio, update_siblings
 from .wiring import causality, gradient_conservation, logit_scale, loss_scale, odd_block, skip_scale
@@ -48,7 +59,10 @@ RULES: tuple[Rule, ...] = (
     frozen_block,
     initial_loss,
     hidden_units,
+    activation_trap,
     attention_logits,
+    entropy_collapse,
+    attention_sinks,
     write_size,
     rank_collapse,
     gradient_slope,
@@ -56,10 +70,24 @@ RULES: tuple[Rule, ...] = (
     residual_growth,
     against_theory,
     range_of_fp16,
+    rounded_writes,
+    massive_activations,
+    idle_blocks,
+    gradient_shares,
+    odd_rate,
+    decayed_gains,
     update_siblings,
     update_ratio,
+    below_epsilon,
+    stale_second_moments,
+    clipping,
+    loss_spikes,
     untrained,
     bias_share,
+    bias_drift,
+    bias_gradients,
+    redundant_biases,
+    output_logits,
     unusual,
     forecasts,
     hyperparameters,
@@ -185,8 +213,13 @@ def _not_judged(tables: Tables) -> Iterator[str]:
         yield f"Bias shares were not judged: {_why_no_bias_share(tables)}."
     if not tables.recording.n_rows("attention"):
         yield "Attention was not judged: no attention call was seen, or it was not asked for."
-    else:
-        yield "Attention logits are judged against sibling blocks; entropy is shown: no limit of it is tried well enough."
+    elif len(tables.sampled_steps) < ENTROPY_LEAST_STEPS:
+        yield f"Attention's entropy was not judged: its fall over a run is, which needs {ENTROPY_LEAST_STEPS} sampled steps."
+    dtypes = str(tables.recording.manifest.get("model", {}).get("dtype", "")).split(", ")
+    if {"bfloat16", "float16"} & set(dtypes) and not tables.activations["rounded_share"].notna().any():
+        yield "What rounding takes of each write was not judged: no add into a stream of 16 bits could be followed."
+    if 1 < len(tables.losses) <= SPIKE_BAND_LEAST:
+        yield f"Loss spikes were not judged: they stand out from {SPIKE_BAND_LEAST} steps before them."
 
 
 def _why_no_bias_share(tables: Tables) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .steadiness import order
 from .thresholds import (
     FORECAST_FARTHEST,
     FORECAST_LEAST_POINTS,
@@ -102,7 +103,7 @@ def reach(steps: np.ndarray, values: np.ndarray, limit: float) -> Reach | None:
     values = _smooth(values)
     thin = np.unique(np.linspace(0, len(steps) - 1, FORECAST_MOST_POINTS).round().astype(int))
     steps, values = steps[thin], values[thin]
-    if values.max() >= limit or _order(values) < FORECAST_ORDERED:
+    if values.max() >= limit or order(values) < FORECAST_ORDERED:
         return None
     misses = {name: _miss(steps, values, law) for name, law in LAWS.items()}
     name = min(misses, key=lambda name: misses[name])
@@ -163,12 +164,6 @@ def _line(u: np.ndarray, y: np.ndarray) -> _Line:
     rest = y - slope * u
     level = float(np.median(rest))
     return _Line(slope, float(low), float(high), level, 1.4826 * float(np.median(np.abs(rest - level))))
-
-
-def _order(values: np.ndarray) -> float:
-    """Return Kendall's tau against time: 1 where every value is above all before it."""
-    earlier, later = np.triu_indices(len(values), 1)
-    return float(np.sign(values[later] - values[earlier]).mean())
 
 
 def _fades(u: np.ndarray, y: np.ndarray) -> float:

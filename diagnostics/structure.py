@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from rheoscope.probes.anatomy import Branch, Stack
 
+from .bias_terms import without_gradient
 from .finding import Evidence, Finding
 from .frames import records
 from .freshness import is_fresh
@@ -43,6 +44,7 @@ def odd_parameters(tables: Tables) -> list[Finding]:
     """Report a parameter whose size stands apart from that of the same parameter in the other blocks."""
     rows = tables.parameters
     rows = rows[(rows["block"] >= 0) & rows["role"].isin(list(_WORDS)) & rows["weight_rms"].notna()]
+    idle = without_gradient(tables)  # what changes nothing wanders
     fresh = len(rows) > 0 and is_fresh(tables, int(rows["step"].max()))
     found = []
     for step, role, group in _classes(rows):
@@ -54,6 +56,7 @@ def odd_parameters(tables: Tables) -> list[Finding]:
         found += [
             _parameter(step, role, group.iloc[one.index], one)
             for one in odd
+            if str(group["name"].iloc[one.index]) not in idle
             if fresh or _is_far(one, len(group), is_from_zero=role != "weight" and one.middle < STARTS_AT_ONE)
         ]
     return found

@@ -123,7 +123,7 @@ class Tables:
         return self.sites("state", "backward")
 
     def attention(self) -> pd.DataFrame:
-        """Return step, place, head, logit_max (the largest), logit_std, entropy_ratio, sink_share: micro-batches joined.
+        """Return step, place, head, logit_max (the largest), logit_std, entropy, entropy_ratio, sink_share: micro-batches joined.
 
         Only calls that are known to belong to a branch; its calls within one forward are joined as well.
         """
@@ -133,7 +133,7 @@ class Tables:
     def _attention(self) -> pd.DataFrame:
         rows = self._bounded("attention")
         joined = rows[rows["depth"] >= 0].groupby(["step", *PLACE, "head"], as_index=False, sort=True)
-        means = {name: (name, "mean") for name in ("logit_std", "entropy_ratio", "sink_share")}
+        means = {name: (name, "mean") for name in ("logit_std", "entropy", "entropy_ratio", "sink_share")}
         return joined.agg(logit_max=("logit_max", "max"), **means)
 
     def attention_by_block(self) -> pd.DataFrame:

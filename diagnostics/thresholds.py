@@ -145,3 +145,88 @@ USUAL_ASPECT = (10.0, 330.0)
 USUAL_HEADS = (1.0, 1.5)
 USUAL_DROPOUT = (0.0, 0.1)
 USUAL_WEIGHT_DECAY = (0.0, 0.1)
+
+# Attention over training. Gaussian exponents of standard deviation s over n keys condense on a few of them beyond
+# s = sqrt(2 ln n) (Derrida 1981, random energy model); there the gap between the largest and the second is s / sqrt(2 ln n)
+# on average, so that at four times that the second key has a weight of e^-4, 2 %: nothing is left to learn from.
+FROZEN_HARD = 4.0
+# Entropy over that of even weights, mean over a block's heads. Sound runs of 200 to 400 steps ended above .34, the first block
+# of one at ten times the usual rate at .17 with its next at .44. A block is apart where its nearest sibling has twice, and the
+# median sibling three times its ratio.
+ENTROPY_COLLAPSED = 0.25
+ENTROPY_COLLAPSED_FIRST = 0.1  # of the first block
+ENTROPY_FALLS = 2.0
+ENTROPY_NEAREST = 2.0
+ENTROPY_SIBLINGS = 3.0
+ENTROPY_LEAST_STEPS = 4  # sampled steps
+SINK_SHARE = 0.5  # most of the attention; trained models have such heads and need them (Xiao et al. 2024)
+
+# Massive activations: above 100 in size and about 1,000 times the median (Sun et al. 2024); the RMS, which they raise, is nearer.
+MASSIVE_PEAK = 100.0
+# Energy of one channel's mean over that of the state: 1 / width where channels are even. Sound runs at width 64 had at most .06,
+# one at ten times the usual rate .16.
+CHANNEL_SHARE = 0.25
+CHANNEL_EVEN = 16.0  # times its even part, in narrow streams
+CHANNEL_MOST = 0.5
+CHANNEL_GROWS = 1.25  # over the last half of the run, and steadily
+
+# Loss spikes. The score is OLMo 2's: 7 standard deviations over 1,000 steps; it found 0.03 % of steps in good runs, 0.4 % in bad.
+SPIKE_SIGMAS = 7.0
+SPIKE_WINDOW = 1000
+SPIKE_SCORE = 1e-3  # between the two
+SPIKE_BAND = 100  # steps before: short enough to follow a loss that falls
+SPIKE_BAND_LEAST = 50  # below it quartiles are not known
+SPIKE_LASTS = 5  # steps of a running median of five: shorter ones are seven ill steps at most
+SPIKE_BACK = 2 / 7  # of the band above the median: two deviations
+SPIKE_LEAST_RISE = 0.05  # of the loss: a band narrower than that is one of nearly constant losses
+SPIKE_BEFORE = 8  # steps by which a gradient may rise before the loss does (Wortsman et al. 2023: 1 to 8)
+SPIKE_GRADIENT = 3.0  # times its median before
+
+# Clipping: the norm before it may grow severalfold in a sound run's first steps; over the last half of a run it does not.
+CLIP_ALWAYS = 0.99
+CLIP_GROWS = 3.0
+CLIP_JUDGED_AFTER = 100  # steps
+
+# Adam's epsilon: where sqrt(v) is eps the update is half of what it would be. Most of a block's weights below it, none of its
+# siblings': sound runs had at most .06 in any block.
+BELOW_EPSILON = 0.5
+BELOW_EPSILON_SIBLINGS = 0.2
+# RMS of g / sqrt(v): 1 in a steady state, at most 1 / sqrt(1 - beta2), 4.5 at .95 and 32 at .999. Single noisy steps of sound
+# runs reach 3.7 in all blocks at once. Over 1.5, a block between the ends had at most 1.3 times its siblings' largest, one at an
+# end 2.3 times (40 runs of 20 models).
+STALE = 2.3  # StableAdamW's mark
+STALE_SIBLINGS = 2.0  # at two sampled steps one after the other
+STALE_ONCE = 5.0  # at one
+STALE_AT_ENDS = 2.0  # times either
+STALE_BEFORE_SPIKE = 2.3
+STALE_PRECEDES = 8  # steps
+
+# Parameter groups: rates and decays are chosen; one block's alone differs by mistake, or by a factor that is meant to be seen.
+RATE_APART = 3.0
+DECAY_APART = 3.0
+
+# Biases: growth over the last half of a run that is told, and the cosine between sampled steps that means one direction.
+BIAS_DRIFT = 1.5
+BIAS_DRIFT_COSINE = 0.99
+COHERENCE_NOTED = 4.0  # times what random directions give
+# Gradient of a bias over the largest of its branch, below which it is float32 rounding: key biases had up to 1.4e-7, one in
+# a block that diverged 5e-6, a query's bias 8e-6. bfloat16's rounding is larger, and tells nothing.
+NO_GRADIENT = 1e-6
+
+# Share of a write's energy that is rounded away: ulp^2 / (12 write^2). 1/2 is a write of 0.41 ulp, about where single elements
+# are lost whole; 1/4 is 0.58 ulp; a hundredth is 2.9 ulps, of which nothing needs be said. Sound bf16 runs had at most .0008.
+ROUNDED_MOST = 0.5
+ROUNDED_HIGH = 0.25
+ROUNDED_NOTED = 0.01
+ROUNDED_GROWS = 2.0  # from the first block to the last
+
+# Idle: in sound runs at width 64 every block turns the states by .022 of a half turn and more; no limit is published for one.
+IDLE_ANGLE = 0.01
+IDLE_SIBLINGS = 4.0
+BRANCH_CARRIES = 0.5  # of the gradient's energy: more than the skip
+
+# Depth of the dip: the least value of each function. Nearer its bottom than this share, its slope is below .2.
+ACTIVATION_DIPS = {"gelu": 0.17, "silu": 0.2785, "mish": 0.3089}
+TRAPPED = 0.8
+
+LOG_Z_DRIFTED = 2.0  # times where it began

@@ -23,6 +23,7 @@ class ParameterColumns:
     def __init__(self, parameters: ParameterTaps, anatomy: Anatomy) -> None:
         """Lay out the columns that are the same at every step."""
         layout = parameters.layout()
+        self._parameters = parameters
         self._n = np.array([n for _, n, _, _ in layout], dtype=np.int64)
         self._constant = {
             "name": arrow([name for name, _, _, _ in layout], pa.string()),
@@ -73,6 +74,8 @@ class ParameterColumns:
         columns: Columns = {name: pa.concat_arrays([values_] * len(steps)) for name, values_ in self._constant.items()}
         columns |= {name: nullable(value.reshape(-1)) for name, value in values.items()}
         columns["gradient_state"] = arrow(state.reshape(-1).tolist(), pa.string())
+        # A group may be given parameters while a run goes on: it is looked up as the rows are written, some steps later at most.
+        columns["optimizer_group"] = arrow(self._parameters.groups() * len(steps), pa.int64())
         columns["step"] = np.repeat(steps, len(self._n))
         return columns
 

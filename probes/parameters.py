@@ -152,6 +152,11 @@ class ParameterTaps:
             for name, n in zip(self._slots.names, self._sizes, strict=True)
         ]
 
+    def groups(self) -> list[int | None]:
+        """Return the optimizer's group of every parameter, counted on over several optimizers; None for one in no group."""
+        found = {row: i for i, members in enumerate(_groups(self._optimizers)) for row in self.rows_of(members)}
+        return [found.get(row) for row in range(len(self._parameters))]
+
     def held(self) -> list[tuple[str, Tensor]]:
         """Return every parameter with its name, in the order of the numbers' rows; one that is gone is empty."""
         pairs = zip(self._slots.names, self._parameters, strict=True)

@@ -27,6 +27,7 @@ CARRIED = {
     "micro_batches",
     "is_sampled",
     "is_skipped",
+    "optimizer_group",
     "n_queries",
     "n_chosen",
     "sentence",

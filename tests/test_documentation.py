@@ -62,3 +62,20 @@ def test_every_test_that_the_robustness_page_names_exists_and_every_row_is_on_it
 
     assert named <= there
     assert {name for name in there if name.startswith("test_row_")} <= named
+
+
+FINDINGS_PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+
+
+def test_every_code_of_a_finding_is_on_the_page_and_every_code_on_the_page_is_one() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "diagnostics").glob("*.py")))
+    rows = [row for row in FINDINGS_PAGE.splitlines() if row.startswith("| `")]
+    listed = {code for row in rows for code in re.findall(r"`([a-z0-9-]+)`", row.split("|")[1])}
+
+    written = set(re.findall(r'code="([a-z0-9-]+)"', source)) | set(re.findall(r'Quantity\(\s*"([a-z0-9-]+)"', source))
+    # A size's code is made of the role of the parameter, a closed form's of what it is compared with.
+    made = {f"{role}-scale" for role in ("weight", "gain", "bias", "norm-bias")}
+    made |= {"state-unlike-theory", "gradient-unlike-theory"}
+
+    assert written - listed == set()
+    assert {code for code in listed - made if f'"{code}"' not in source} == set()

@@ -29,6 +29,7 @@ from .planting import (
     turned,
     wrapped,
 )
+from .recipes import block_epsilon, drowned, gap, query_rate
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,15 @@ FAULTS: tuple[Fault, ...] = (
     Fault("tokens pulled together", overridden("block", lambda s: lambda o, _: o + s * (o.mean(1, keepdim=True) - o)),
           (0.99, 0.9), ("mask-leak", "rank-collapse", "odd-block"), is_exact=True, is_aside=True),
     Fault("loss scaled", loss, (1e3, 1e-3, -1), ("loss-scale",), is_exact=True, is_local=False),
-    Fault("learning rate of a block", rate, (100, 30, 0.01), ("update-ratio",), is_recipe=True),
-    Fault("weight decay on gains", decay, (30,), ("gain-scale",), is_recipe=True, is_aside=True),
+    Fault("units in the dip", bias("mlp_in", -1.0), (0.75,), ("activation-trap", "bias-scale", "hidden-scale", "dead-units"), (),
+          _IN_MLP),
+    Fault("stream too large for bf16", drowned, (3000, 1000), ("rounded-writes", "initial-loss"), is_local=False),
+    Fault("learning rate of a block", rate, (100, 30, 0.01), ("update-ratio", "learning-rate-odd"), is_recipe=True),
+    Fault("queries and keys learn too fast", query_rate, (100,), ("entropy-collapse", "update-ratio", "weight-scale",
+          "attention-logits", "learning-rate-odd"), is_recipe=True),
+    Fault("epsilon of a block", block_epsilon, (1, 0.01), ("below-epsilon", "update-ratio"), is_recipe=True),
+    Fault("gradients of a block come back after a gap", gap, (1e-3,), ("stale-second-moment",), is_recipe=True),
+    Fault("weight decay on gains", decay, (30,), ("gain-scale", "gain-decay"), is_recipe=True, is_aside=True),
     Fault("block not in the optimizer", forgotten, (1,), ("update-ratio", "not-updated"), is_recipe=True, is_aside=True),
     Fault("head scaled", head, (30,), ("initial-loss",), is_local=False, is_aside=True),
     Fault("nan in attention", hooked("attention", ill(lambda o: o + (o.abs() * 0).log())), (1,), ("nonfinite",), (),

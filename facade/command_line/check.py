@@ -19,6 +19,9 @@ class FailOn(StrEnum):
 def check(
     recording: Annotated[Path, typer.Argument(help="Folder of the recording.")],
     fail_on: Annotated[FailOn, typer.Option(help="Lowest severity that fails the check.")] = FailOn.error,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Folder of a good run of the same model: warn of what leaves its band.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Judge a recording: exit 0 when clean, 1 with a finding at or above --fail-on, 3 when it cannot be read."""
@@ -27,7 +30,7 @@ def check(
     from rheoscope.probes.recording import Recording
     from rheoscope.reports.terminal import show
 
-    diagnosis = diagnose(Recording.load(recording))
+    diagnosis = diagnose(Recording.load(recording), None if baseline is None else Recording.load(baseline))
     if json:
         typer.echo(diagnosis.to_json())
     else:

@@ -16,6 +16,10 @@ def compare(
         str, typer.Option("--output", "-o", help="The file to write, - for standard output.")
     ] = "comparison.html",
     form: Annotated[Format | None, typer.Option("--format", help="By default what the file's suffix says.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a good run of the same model: warn of what leaves its band, in every recording."),
+    ] = None,
     chart: Annotated[
         str | None, typer.Option(help="Write one chart alone, by its anchor in the page: -o chart.svg, .png or .pdf.")
     ] = None,
@@ -26,7 +30,7 @@ def compare(
     from rheoscope.reports.report import write_report
 
     found = {name: Recording.load(folder) for name, folder in _named(recordings).items()}
-    comparison = compare_recordings(found)
+    comparison = compare_recordings(found, baseline=None if baseline is None else Recording.load(baseline))
     if chart is not None:
         from rheoscope.reports.image import write_chart
 

@@ -28,6 +28,9 @@ def report(
         typer.Option("--output", "-o", help="The file to write, - for standard output; by default report.*."),
     ] = None,
     form: Annotated[Format | None, typer.Option("--format", help="By default what the file's suffix says.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Folder of a good run of the same model: warn of what leaves its band.")
+    ] = None,
     text: Annotated[bool, typer.Option("--text", help="Print the findings instead of writing a file.")] = False,
     chart: Annotated[
         str | None, typer.Option(help="Write one chart alone, by its anchor in the page: -o chart.svg, .png or .pdf.")
@@ -44,7 +47,7 @@ def report(
 
         typer.echo(f"Chart: {write_chart(found, chart, output or f'{chart}.svg')}")
         return
-    diagnosis = diagnose(found)
+    diagnosis = diagnose(found, None if baseline is None else Recording.load(baseline))
     if text:
         show(diagnosis)
         return

@@ -140,9 +140,19 @@ def test_what_was_judged_is_not_said_to_be_missing(made: Any) -> None:
 
     found = diagnose(full.recording()).not_judged
 
-    closed_form, attention = found
+    closed_form, attention, spikes = found
     assert "closed forms" in closed_form
     assert attention == "Attention was not judged: no attention call was seen, or it was not asked for."
+    assert spikes == "Loss spikes were not judged: they stand out from 50 steps before them."
+
+
+def test_a_stream_of_16_bits_whose_adds_no_hook_followed_is_said_not_to_be_judged(made: Any) -> None:
+    short = made()
+    short.manifest["model"] = {"dtype": "bfloat16"}
+
+    sentence = "What rounding takes of each write was not judged: no add into a stream of 16 bits could be followed."
+    assert sentence in diagnose(short.recording()).not_judged
+    assert sentence not in diagnose(made().recording()).not_judged
 
 
 def test_every_sentence_ends_like_one(made: Any) -> None:

@@ -186,3 +186,48 @@ def test_a_comparison_is_written_as_markdown(folder: Path, ill_folder: Path) -> 
 
     assert code == 0
     assert "### FAIL: ill" in text
+
+
+@pytest.fixture(scope="module")
+def departed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The healthy check-up with a gradient ten times as large at one state."""
+    healthy = Recording.load(folder)
+    tables = {name: healthy.table(name) for name in ("steps", "activations", "gradient_paths", "parameters")}
+    rows = tables["activations"]
+    chosen = (rows["site"] == "state") & (rows["direction"] == "backward") & (rows["depth"] == 3)
+    assert chosen.any()
+    rows.loc[chosen, "rms"] *= 10
+    target = tmp_path_factory.mktemp("recordings") / "departed"
+    Recording.from_tables({"label": "departed", "status": "closed"}, healthy.anatomy, tables).save(target)
+    return target
+
+
+def test_check_holds_a_run_against_a_baseline(departed: Path, folder: Path) -> None:
+    _, alone = called("check", departed, "--json")
+    code, beside = called("check", departed, "--baseline", folder, "--fail-on", "warning", "--json")
+    codes = [finding["code"] for finding in json.loads(beside)["findings"]]
+
+    assert "baseline-gradient" not in alone
+    assert (code, codes.count("baseline-gradient")) == (1, 1)
+
+
+def test_report_and_compare_hold_runs_against_a_baseline(departed: Path, folder: Path) -> None:
+    _, report = called("report", departed, "--baseline", folder, "--format", "json", "-o", "-")
+    _, comparison = called("compare", departed, folder, "--baseline", folder, "--format", "json", "-o", "-")
+    variants = {variant["label"]: variant for variant in json.loads(comparison)["variants"]}
+
+    assert "baseline-gradient" in [finding["code"] for finding in json.loads(report)["findings"]]
+    assert "baseline-gradient" in [finding["code"] for finding in variants["departed"]["findings"]]
+    assert "baseline-gradient" not in [finding["code"] for finding in variants["healthy"]["findings"]]
+
+
+def test_a_baseline_of_another_model_exits_3(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, departed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(0))
+    other = Architecture(n_blocks=4, width=8, n_heads=2, context=12)
+    examine(ReferenceTransformer(other, seed=0), tokens).save(tmp_path / "other")
+
+    assert exit_code_of_main(monkeypatch, "check", folder, "--baseline", tmp_path / "other") == 3
+    assert "Expected a baseline of the same model" in capsys.readouterr().err
+    assert exit_code_of_main(monkeypatch, "compare", folder, departed, "--baseline", tmp_path / "other") == 3
