@@ -30,6 +30,7 @@ from .running import place_of
 from .schema import TABLES
 from .skip_path import skip_path
 from .taps import Taps
+from .terms import term_conservation
 from .untouched import untouched
 from .visibility import visibility
 from .wrappers import bare
@@ -112,6 +113,7 @@ def _checked(
         *skip_path(model, batch, anatomy, loss_of),
         *amplification(model, batch, anatomy, seed=seed),
         *conservation(model, batch, anatomy, loss_of, seed=seed),
+        *term_conservation(model, batch, anatomy, seed=seed),
         *visibility(model, batch, anatomy, seed=seed),
         *loss_gradient(model, batch, anatomy, loss_of),
         *logit_scale(model, batch, anatomy),
