@@ -20,8 +20,9 @@ from .biases import bias_share
 from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
-from .initial_loss import initial_loss
+from .initial_loss import initial_loss, worse_than_guessing
 from .nonfinite import first_nonfinite
+from .norm_checks import backward_of_norms, epsilon_of_norms
 from .notebook import verdict_html
 from .residual import range_of_fp16, residual_growth
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
@@ -44,9 +45,12 @@ RULES: tuple[Rule, ...] = (
     odd_branches,
     odd_dropout,
     odd_parameters,
+    epsilon_of_norms,
+    backward_of_norms,
     norm_epsilon,
     frozen_block,
     initial_loss,
+    worse_than_guessing,
     hidden_units,
     attention_logits,
     write_size,

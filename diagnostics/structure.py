@@ -18,6 +18,7 @@ from .thresholds import (
     BIAS_APART,
     BIAS_FLOOR,
     DROPOUT_APART,
+    ENDS_SPANS,
     EPSILON_MATTERS,
     EPSILON_SHRINKS,
     EPSILON_USUAL,
@@ -52,16 +53,20 @@ def odd_parameters(tables: Tables) -> list[Finding]:
         sizes = group["weight_rms"].clip(lower=BIAS_FLOOR) if role in ("bias", "norm_bias") else group["weight_rms"]
         odd = apart(sizes.tolist(), max(_LEAST[role], drawn))
         found += [
-            _parameter(step, role, group.iloc[one.index], one)
-            for one in odd
-            if fresh or _is_far(one, len(group), is_from_zero=role != "weight" and one.middle < STARTS_AT_ONE)
+            _parameter(step, role, group.iloc[one.index], one) for one in odd if fresh or _is_far(one, len(group), role)
         ]
     return found
 
 
-def _is_far(odd: Apart, n: int, *, is_from_zero: bool) -> bool:
+def _is_far(odd: Apart, n: int, role: str) -> bool:
     """Return whether training alone would not put a block so far from the others."""
-    least = FROM_ZERO_APART if is_from_zero else TRAINED_ENDS_APART if odd.index in (0, n - 1) else 1.0
+    if role != "weight" and odd.middle < STARTS_AT_ONE:
+        least = FROM_ZERO_APART
+    elif odd.index not in (0, n - 1):
+        least = 1.0
+    else:
+        # What training does to the ends it does in part to their siblings, whose matrices all began alike.
+        least = min(TRAINED_ENDS_APART, (odd.high / odd.low) ** ENDS_SPANS) if role == "weight" else TRAINED_ENDS_APART
     return odd.value > least * odd.high or odd.value * least < odd.low
 
 
@@ -179,7 +184,12 @@ def odd_dropout(tables: Tables) -> list[Finding]:
 
 
 def norm_epsilon(tables: Tables) -> list[Finding]:
-    """Report a norm that gives less than its gain because its epsilon is large beside what it reads."""
+    """Report a norm that gives less than its gain because its epsilon is large beside what it reads.
+
+    Where a check-up has run the norm alone its epsilon is known, and judged as such.
+    """
+    checks = tables.identities
+    known = set(checks.loc[checks["check"] == "norm_epsilon", "module_path"])
     norms = tables.norms
     # One that does not behave as a norm has no gain that is known: it is taken to have that of its siblings.
     usual = norms.groupby(["step", "stack", "branch", "role"])["gain_rms"].transform("median")
@@ -199,6 +209,8 @@ def norm_epsilon(tables: Tables) -> list[Finding]:
         group = group.reset_index(drop=True)
         for odd in apart(group["shrink"].tolist(), EPSILON_SHRINKS):
             row = records(group)[odd.index]
+            if row["module_path"] in known:
+                continue
             if odd.value < EPSILON_MATTERS * odd.middle and EPSILON_USUAL[0] < odd.middle < EPSILON_USUAL[1]:
                 found.append(_epsilon(step, row, odd))
     return found

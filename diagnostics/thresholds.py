@@ -73,6 +73,9 @@ WRITE_APART_AT_ENDS = 30.0
 # The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12
 # blocks after 60 to 200 steps); parameters that start at 0 by more.
 TRAINED_ENDS_APART = 2.0
+ENDS_SPANS = (
+    8.0  # ... or by their siblings' own span, so many times in logarithms, where that is less: hardly trained matrices
+)
 FROM_ZERO_APART = 10.0
 STARTS_AT_ONE = 0.5  # a gain below it is stored less 1, or as a logarithm
 # A norm gives sqrt(var / (var + eps)) of its gain: a twentieth less than its siblings, and at least a tenth less in all.
@@ -89,6 +92,8 @@ COSINE_JUMP = 0.4
 
 # A fresh model guesses: its loss is ln V, and half the variance of its logits more. One nat more is a variance of 2.
 INITIAL_LOSS_ABOVE = 1.0
+# A trained model on text that it does not know is unsure, or wrong by some nats: twice ln V is the square of a token's chance.
+LOSS_OF_GUESSES = 2.0
 FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched some
 
 # Logits over what the first projections give: where queries, keys and values come from one matrix their sizes differ by less.

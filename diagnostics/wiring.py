@@ -59,13 +59,18 @@ def _not_conserved(row: dict[str, Any]) -> Finding:
         sentence=f"The backward of {_named(row)} is not that of its forward: {_amount(ratio)}. {_CHECKED}",
         evidence=Evidence("gradient through the branch / gradient demanded", ratio, 1.0, _CONSERVED, row["tolerance"]),
         remedy="Look for a detach, a no_grad, a hook that changes gradients, or a hand-written backward in this branch.",
-        module_path=str(row["module_path"] or ""),
+        module_path=_path(row),
     )
 
 
 def _named(row: dict[str, Any]) -> str:
     whole = f"the {row['branch']} branch of block {int(row['block'])}"
-    return f"{row['module_path']}, a term of {whole}," if row["module_path"] else whole
+    return f"{path}, a term of {whole}," if (path := _path(row)) else whole
+
+
+def _path(row: dict[str, Any]) -> str:
+    path = row["module_path"]
+    return path if isinstance(path, str) else ""
 
 
 def _class_wide(tables: Tables, kind: str, ratio: float, row: dict[str, Any]) -> Finding:

@@ -21,6 +21,7 @@ from .logit_scale import logit_scale
 from .loss_gradient import loss_gradient
 from .losses import LossFunction, default_loss
 from .manifest import manifest
+from .norms_alone import norms_alone
 from .origin import first_nonfinite, origin_row
 from .parameters import ParameterTaps
 from .pending import Pending
@@ -118,6 +119,7 @@ def _checked(
         *loss_gradient(model, batch, anatomy, loss_of),
         *logit_scale(model, batch, anatomy),
         *write_scale(model, batch, anatomy),
+        *norms_alone(model, batch, anatomy, seed=seed),
         *dropped(model, batch, anatomy),
     ]
 

@@ -17,7 +17,7 @@ from .untouched import untouched
 def dropped(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``dropped_share`` of every branch, in one forward with dropout on.
 
-    ``observed`` is the share of a write's elements that are 0 in training beyond those that are 0 without: the probability of
+    ``observed`` is the share of a write's elements that are not 0 but for training, where they are 0: the probability of
     the dropout that stands last in the branch, to the square root of ``p (1 - p) / n``. Two forwards; the model's random state
     and buffers are put back.
     """
@@ -31,12 +31,14 @@ def dropped(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, 
             torch.manual_seed(0)
             seen.append(seen_in(model, batch, points))
     still, noisy = seen
-    return [
-        _row(branch, end, _zero_share(noisy[end]) - _zero_share(still[end]), noisy[end].numel())
-        for branch, several in ends.items()
-        for end in several
-        if end in still and end in noisy and noisy[end].numel()
-    ]
+    rows = []
+    for branch, several in ends.items():
+        for end in several:
+            # Of a write that is 0 everywhere nothing can be dropped.
+            if end in still and end in noisy and (n := int((still[end] != 0).sum())):
+                dropped = (_zero_share(noisy[end]) - _zero_share(still[end])) * noisy[end].numel() / n
+                rows.append(_row(branch, end, dropped, n))
+    return rows
 
 
 def _zero_share(tensor: Tensor) -> float:

@@ -1,10 +1,10 @@
 """Run every norm alone on what it reads: how large its epsilon is, and whether its backward is that of its forward.
 
-A norm gives ``y = g (x - m) r + b`` with ``r = 1 / sqrt(v + epsilon)``, v the mean square of what is left of x when m, its own mean
-in a LayerNorm and 0 in an RMSNorm, is taken away. So its backward is known from its input alone:
-``dx = r (u - mean(u) - z mean(u z))`` with ``u = g dy`` and ``z = (x - m) r``, the first mean in a LayerNorm alone (Ba et al. 2016;
-Zhang and Sennrich 2019). A fused kernel that saves another r, or forgets a mean, is seen here to rounding, and hardly in the
-gradient of a whole branch.
+A norm gives ``y = g (x - m) r + b`` with ``r = 1 / sqrt(v + epsilon)``, v the mean square of what is left of x when m, its own
+mean in a LayerNorm and 0 in an RMSNorm, is taken away. So its backward is known from its input alone:
+``dx = r (u - mean(u) - z mean(u z))`` with ``u = g dy`` and ``z = (x - m) r``, the first mean in a LayerNorm alone (Ba et al.
+2016; Zhang and Sennrich 2019). A fused kernel that saves another r, or forgets a mean, is seen here to rounding, and hardly in
+the gradient of a whole branch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MATTERS = 2e-3  # of mean square and epsilon: a change of epsilon by it changes 
 
 @dataclass(frozen=True)
 class _Form:
-    """The closed form that one norm follows: whether the mean goes, what is left, its factor, gain and epsilon."""
+    """The closed form that one norm follows: whether the mean goes, what is left, factor, gain, epsilon, and the misfit."""
 
     has_mean: bool
     left: Tensor
@@ -48,7 +48,7 @@ class _Form:
 
 
 def norms_alone(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Return rows of the identities table: ``norm_epsilon`` and ``norm_backward`` of every norm on the stream.
+    """Return rows of the identities table: ``norm_epsilon`` and ``norm_backward`` of every norm around the stream.
 
     ``norm_epsilon`` observes the epsilon that the norm shows; its tolerance is the change of it that would change what the norm
     gives by a thousandth. ``norm_backward`` observes the relative error of the gradient that the norm's own backward gives against

@@ -1,7 +1,7 @@
 """Prove the gradient of every term that a block adds at once: of a parallel block's attention and MLP, each alone.
 
-In their sum a wrong backward of the smaller term drowns in the larger. Let t be one term and x the state that it reads. For any v a
-sound backward gives ``<J^T v, e> = <v, t(x + e) - t(x - e)> / 2`` to second order in e, whatever the term computes.
+In their sum a wrong backward of the smaller term drowns in the larger. Let t be one term and x the state that it reads. For any
+v a sound backward gives ``<J^T v, e> = <v, t(x + e) - t(x - e)> / 2`` to second order in e, whatever the term computes.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ def _demanded(
     found = {}
     for group in groups_of(ends):
         forth, back = (
-            moved_in(
-                model, batch, ends, group, values, {k: values[ends[k][1]] + s * steps[ends[k][1]] for k in group}
-            )
+            moved_in(model, batch, ends, group, values, {k: values[ends[k][1]] + s * steps[ends[k][1]] for k in group})
             for s in (1.0, -1.0)
         )
         for k in group:

@@ -135,9 +135,7 @@ def _neox(name: str, n_blocks: int) -> Subject:
         "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h",
     )  # fmt: skip
     model = transformers.GPTNeoXForCausalLM(config)
-    return _hugging_face(
-        name, model, "gpt_neox.layers.{}", names, n_blocks, "gpt_neox.embed_in", "embed_out", fused=True
-    )
+    return _hugging_face(name, model, "gpt_neox.layers.{}", names, n_blocks, "gpt_neox.embed_in", fused=True)
 
 
 def _opt(name: str, n_blocks: int) -> Subject:
