@@ -51,9 +51,9 @@ def norms_alone(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int =
     """Return rows of the identities table: ``norm_epsilon`` and ``norm_backward`` of every norm around the stream.
 
     ``norm_epsilon`` observes the epsilon that the norm shows; its tolerance is the change of it that would change what the norm
-    gives by a thousandth. ``norm_backward`` observes the relative error of the gradient that the norm's own backward gives against
-    the closed form in float64. No row of a norm that follows no closed form or reads less than float32. One forward, and of
-    every norm two and a backward on a few tokens. Call it inside ``untouched(model, training=False)``.
+    gives by a thousandth. ``norm_backward`` observes the relative error of the gradient that the norm's own backward gives
+    against the closed form in float64. No row of a norm that follows no closed form or reads less than float32. One forward, and
+    of every norm two and a backward on a few tokens. Call it inside ``untouched(model, training=False)``.
 
     Args:
         model: the model.
@@ -105,7 +105,7 @@ def _measured(norm: nn.Module, tokens: Tensor, generator: torch.Generator) -> li
         if not isinstance(output, Tensor) or output.numel() != tokens.numel() or outputs.numel() != 5 * tokens.numel():
             return []
         sent = torch.randn(output.shape, generator=generator).to(output)
-        arrived = torch.autograd.grad(output, leaf, sent)[0] if output.requires_grad else torch.zeros_like(leaf)
+        arrived = torch.autograd.grad(output, leaf, sent, allow_unused=True)[0] if output.requires_grad else None
     except Exception:  # noqa: BLE001 - it needs more than what is normed
         return []
     large_, minus_large, small_, minus_small, given = outputs.double().reshape(5, *tokens.shape)
@@ -117,6 +117,7 @@ def _measured(norm: nn.Module, tokens: Tensor, generator: torch.Generator) -> li
     if form is None or not form.miss <= FIT:
         return []
     wanted = form.backward(sent.double().reshape(tokens.shape))
+    arrived = torch.zeros_like(leaf) if arrived is None else arrived
     error = float((arrived.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
     square = float(form.left.square().mean())
     return [

@@ -14,6 +14,7 @@ from rheoscope.probes.logit_scale import logit_scale
 from rheoscope.probes.untouched import untouched
 from rheoscope.probes.write_scale import write_scale
 from torch import Tensor, nn
+from torch.nn import functional
 
 IDS = torch.randint(0, 61, (2, 8), generator=torch.Generator().manual_seed(0))
 
@@ -27,6 +28,19 @@ class Times(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.inner(x)
+
+
+class Inline(nn.Module):
+    """Multiplies what a branch gives in the block's own forward, before a dropout that no hook sees."""
+
+    def __init__(self, block: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.block, self.factor = block, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.block
+        x = x + functional.dropout(self.factor * block.attention(block.norm_1(x)), 0.1, self.training)
+        return x + block.mlp(block.norm_2(x))
 
 
 def measured(check: Any, model: nn.Module, ids: Tensor = IDS) -> dict[tuple[int, str, str], float]:
@@ -74,3 +88,29 @@ def test_a_write_that_is_scaled_is_measured(kind: str, factor: float) -> None:
         rows = write_scale(model, IDS, anatomy)
     told = [round(row["observed"], 5) for row in rows]
     assert sorted(told) == sorted([1.0, 1.0, 1.0, factor])
+
+
+def test_a_factor_that_the_blocks_own_forward_holds_counts() -> None:
+    torch.manual_seed(0)
+    model = NanoGPT("pre", n_blocks=4)
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = Inline(block, 0.97 if index == 2 else 1.0)
+    found = measured(write_scale, model)
+    told = [found[block, "attention", "write_scale"] for block in range(4)]
+    assert told == pytest.approx([1.0, 1.0, 0.97, 1.0], rel=1e-5)
+
+
+def test_a_factor_behind_the_norm_that_ends_a_branch_counts() -> None:
+    class Reordered(Inline):
+        def forward(self, x: Tensor) -> Tensor:
+            block = self.block
+            x = x + functional.dropout(self.factor * block.norm_1(block.attention(x)), 0.1, self.training)
+            return x + block.norm_2(block.mlp(x))
+
+    torch.manual_seed(0)
+    model = NanoGPT("pre", n_blocks=4)
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = Reordered(block, 0.9 if index == 1 else 1.0)
+    found = measured(write_scale, model)
+    told = [found[block, "attention", "write_scale"] for block in range(4)]
+    assert told == pytest.approx([1.0, 0.9, 1.0, 1.0], rel=1e-5)
