@@ -16,6 +16,7 @@ from .against_theory import against_theory, not_compared
 from .attenuation import gradient_slope, skip_path
 from .baseline import against_baseline
 from .baseline import not_compared as beyond
+from .bf16 import bf16_errors
 from .biases import bias_share
 from .finding import SEVERITIES, Finding
 from .forecast import forecasts
@@ -64,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     update_ratio,
     untrained,
     bias_share,
+    bf16_errors,
     unusual,
     forecasts,
     hyperparameters,

@@ -150,3 +150,8 @@ USUAL_ASPECT = (10.0, 330.0)
 USUAL_HEADS = (1.0, 1.5)
 USUAL_DROPOUT = (0.0, 0.1)
 USUAL_WEIGHT_DECAY = (0.0, 0.1)
+
+# Error of a branch's write under bf16 autocast: 1.5e-3 to 6.4e-3 in 18 kinds of small models, fresh or trained for 40 steps, and
+# never more than 1.7 times the median of its siblings.
+BF16_APART = 4.0
+BF16_MATTERS = 0.03

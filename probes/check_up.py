@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy
 from .batches import Batch, arguments, call, describe
+from .bf16 import bf16_error
 from .conservation import conservation
 from .discovery import discover
 from .dropped import dropped
@@ -120,6 +121,7 @@ def _checked(
         *logit_scale(model, batch, anatomy),
         *write_scale(model, batch, anatomy),
         *norms_alone(model, batch, anatomy, seed=seed),
+        *bf16_error(model, batch, anatomy),
         *dropped(model, batch, anatomy),
     ]
 
