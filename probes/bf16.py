@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,23 +18,33 @@ from .together import ends_of, seen_in
 NOTE = "RMS of the write's error under bf16 autocast, the state before it being float32's, over the RMS of the "
 
 
-def bf16_error(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, Any]]:
+def bf16_points(anatomy: Anatomy) -> set[Point]:
+    """Return where ``bf16_error`` looks."""
+    return {point for branch, before, added in ends_of(anatomy) for point in (before, added, *_writes(branch))}
+
+
+def bf16_error(model: nn.Module, batch: Batch, anatomy: Anatomy, exact: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``bf16_error`` and ``bf16_state_error`` of every branch whose write is seen.
 
     ``observed`` is the error of the write over the write, and over the sum behind it. Every state is put back before its branch
-    reads it, so that each error is of one branch: two forwards for all of them. bf16 holds 8 bits, so that one rounding errs by
+    reads it, so that each error is of one branch: one forward for all of them. bf16 holds 8 bits, so that one rounding errs by
     1.7e-3 on average; a branch adds some of them up. One row without a value and with the reason where the model fails under
     autocast; none of a model that is not in float32, or runs under autocast already. Call it inside
     ``untouched(model, training=False)``.
+
+    Args:
+        model: the model.
+        batch: one batch.
+        anatomy: what ``discover`` found on it.
+        exact: what a forward in float32 showed at ``bf16_points``.
     """
     kinds = {parameter.device.type for parameter in model.parameters()}
     is_float32 = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
     if len(kinds) != 1 or not is_float32 or torch.is_autocast_enabled(kind := kinds.pop()):
         return []
     ends = [(branch, before, added) for branch, before, added in ends_of(anatomy) if _writes(branch)]
-    befores, sums = {before for _, before, _ in ends}, {added for _, _, added in ends}
+    befores = {before for _, before, _ in ends}
     writes = {point for branch, _, _ in ends for point in _writes(branch)}
-    exact = seen_in(model, batch, befores | sums | writes)
     changes: dict[Point, Change] = {at: partial(_as, exact[at]) for at in befores if at in exact}
     try:
         with torch.autocast(kind, torch.bfloat16, cache_enabled=False):

@@ -9,7 +9,7 @@ the gradient of a whole branch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Point
-from .batches import Batch
 from .running import place_of
-from .together import seen_in
 from .wrappers import modules_of
 
 TOKENS = 64  # of what a norm reads: a gain and a bias a channel are fitted to them
@@ -40,38 +38,49 @@ class _Form:
     epsilon: float
     miss: float
 
-    def backward(self, gradient: Tensor) -> Tensor:
-        """Return the gradient at the input, (token, width), for one at the output."""
-        u, z = self.gain * gradient, self.left * self.factor
+    def backward(self, gradient: Tensor, n: int) -> Tensor:
+        """Return the gradient at the first ``n`` inputs, (token, width), for one at their outputs."""
+        u, z = self.gain * gradient, (self.left * self.factor)[:n]
         found = u - z * (u * z).mean(-1, keepdim=True)
-        return self.factor * (found - u.mean(-1, keepdim=True) if self.has_mean else found)
+        return self.factor[:n] * (found - u.mean(-1, keepdim=True) if self.has_mean else found)
 
 
-def norms_alone(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 0) -> list[dict[str, Any]]:
+def norm_points(model: nn.Module, anatomy: Anatomy) -> set[Point]:
+    """Return where ``norms_alone`` looks."""
+    modules = modules_of(model)
+    return {_input(path) for path, _ in _places(anatomy) if path in modules}
+
+
+def norms_alone(
+    model: nn.Module, anatomy: Anatomy, seen: Mapping[Point, Tensor], *, seed: int = 0
+) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``norm_epsilon`` and ``norm_backward`` of every norm around the stream.
 
     ``norm_epsilon`` observes the epsilon that the norm shows; its tolerance is the change of it that would change what the norm
     gives by a thousandth. ``norm_backward`` observes the relative error of the gradient that the norm's own backward gives
-    against the closed form in float64. No row of a norm that follows no closed form or reads less than float32. One forward, and
-    of every norm two and a backward on a few tokens. Call it inside ``untouched(model, training=False)``.
+    against the closed form in float64. No row of a norm that follows no closed form or reads less than float32. Two forwards
+    and a backward of every norm on a few tokens. Call it inside ``untouched(model, training=False)``.
 
     Args:
         model: the model.
-        batch: one batch.
         anatomy: what ``discover`` found on it.
+        seen: what one forward showed at ``norm_points``.
         seed: of the gradient that is sent back.
     """
     modules = modules_of(model)
     places = {path: place for path, place in _places(anatomy) if path in modules}
-    seen = seen_in(model, batch, {Point(path, "input", (0,)) for path in places})
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for path, place in places.items():
-        read = seen.get(Point(path, "input", (0,)))
+        read = seen.get(_input(path))
         tokens = None if read is None else _tokens(read)
         if tokens is not None:
             rows += [row | place | {"module_path": path} for row in _measured(modules[path], tokens, generator)]
     return rows
+
+
+def _input(path: str) -> Point:
+    return Point(path, "input", (0,))
 
 
 def _places(anatomy: Anatomy) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -98,28 +107,29 @@ def _measured(norm: nn.Module, tokens: Tensor, generator: torch.Generator) -> li
     large, small = tokens / sizes, tokens / sizes * SMALL**0.5
     try:
         with torch.no_grad():
-            outputs = norm(torch.stack([large, -large, small, -small, tokens]))
+            outputs = norm(torch.stack([large, -large, small, -small, tokens, tokens + sizes]))
         leaf = tokens.clone().requires_grad_()
         with torch.enable_grad():
             output = norm(leaf.unsqueeze(0))
-        if not isinstance(output, Tensor) or output.numel() != tokens.numel() or outputs.numel() != 5 * tokens.numel():
+        if not isinstance(output, Tensor) or output.numel() != tokens.numel() or outputs.numel() != 6 * tokens.numel():
             return []
         sent = torch.randn(output.shape, generator=generator).to(output)
         arrived = torch.autograd.grad(output, leaf, sent, allow_unused=True)[0] if output.requires_grad else None
     except Exception:  # noqa: BLE001 - it needs more than what is normed
         return []
-    large_, minus_large, small_, minus_small, given = outputs.double().reshape(5, *tokens.shape)
+    outputs = outputs.double().reshape(6, *tokens.shape)
     # A norm is odd but for its bias, which the difference takes away.
-    odd = (large_ - minus_large) / 2, (small_ - minus_small) / 2
-    read = tokens.double()
+    odd = (outputs[0] - outputs[1]) / 2, (outputs[2] - outputs[3]) / 2
+    # Tokens without a mean, as other norms give them, do not tell what becomes of a mean: they are asked with one as well.
+    read, given = torch.cat([tokens, tokens + sizes]).double(), outputs[4:].flatten(0, 1)
     forms = [_form(read, given, *odd, has_mean=has_mean) for has_mean in (True, False)]
     form = min((form for form in forms if form is not None), key=lambda form: form.miss, default=None)
     if form is None or not form.miss <= FIT:
         return []
-    wanted = form.backward(sent.double().reshape(tokens.shape))
+    wanted = form.backward(sent.double().reshape(tokens.shape), len(tokens))
     arrived = torch.zeros_like(leaf) if arrived is None else arrived
     error = float((arrived.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
-    square = float(form.left.square().mean())
+    square = float(form.left[: len(tokens)].square().mean())
     return [
         {
             "check": "norm_epsilon",
@@ -141,7 +151,7 @@ def _form(read: Tensor, given: Tensor, large: Tensor, small: Tensor, *, has_mean
     """Return the closed form that fits best, with or without the mean taken away; None where none does."""
     left = read - read.mean(-1, keepdim=True) if has_mean else read
     square = left.square().mean(-1, keepdim=True)
-    share = square / read.square().mean(-1, keepdim=True)
+    share = (square / read.square().mean(-1, keepdim=True))[: len(large)]
     energy = (large * large).sum(-1, keepdim=True)
     ratio = ((small * large).sum(-1, keepdim=True) / energy).square()
     # ratio = t (s + e) / (t s + e), s the share of a token of size 1 that is left, t = SMALL.

@@ -6,9 +6,10 @@ import pytest
 import torch
 from oracles import NanoGPT
 from rheoscope.diagnostics.diagnosis import diagnose
-from rheoscope.probes.bf16 import bf16_error
+from rheoscope.probes.bf16 import bf16_error, bf16_points
 from rheoscope.probes.check_up import examine
 from rheoscope.probes.discovery import discover
+from rheoscope.probes.together import seen_in
 from rheoscope.probes.untouched import untouched
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class Offset(nn.Module):
 def errors(model: nn.Module, check: str) -> dict[tuple[int, str], float]:
     anatomy = discover(model, IDS)
     with untouched(model, training=False):
-        rows = bf16_error(model, IDS, anatomy)
+        rows = bf16_error(model, IDS, anatomy, seen_in(model, IDS, bf16_points(anatomy)))
     return {(row["block"], row["branch"]): row["observed"] for row in rows if row["check"] == check}
 
 

@@ -12,7 +12,8 @@ from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.check_up import default_loss
 from rheoscope.probes.conservation import conservation
 from rheoscope.probes.discovery import discover
-from rheoscope.probes.norms_alone import norms_alone
+from rheoscope.probes.norms_alone import norm_points, norms_alone
+from rheoscope.probes.together import seen_in
 from rheoscope.probes.untouched import untouched
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,7 +55,7 @@ class Wrong(nn.LayerNorm):
 def found(model: nn.Module, check: str, ids: Tensor = IDS) -> dict[str, float]:
     anatomy = discover(model, ids)
     with untouched(model, training=False):
-        rows = norms_alone(model, ids, anatomy)
+        rows = norms_alone(model, anatomy, seen_in(model, ids, norm_points(model, anatomy)))
     return {row["module_path"]: row["observed"] for row in rows if row["check"] == check}
 
 
@@ -116,3 +117,21 @@ def test_a_detached_norm_errs_by_the_whole() -> None:
     model.blocks[0].norm_1 = Cut(WIDTH)
     assert found(model, "norm_backward")["blocks.0.norm_1"] == pytest.approx(1.0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_what_a_norm_does_to_a_mean_is_known_where_it_reads_none(kind: str) -> None:
+    # Branches that start at zero: every norm of a post-norm stack reads what the one before gave, whose mean is 0.
+    given = Architecture(
+        n_blocks=3, width=32, n_heads=4, vocabulary=61, context=8, norm_kind=kind, norm_placement="post"
+    )
+    model = ReferenceTransformer(given, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("attention.output.weight", "mlp.down.weight")):
+                parameter.zero_()
+        embedding = next(part for part in model.modules() if isinstance(part, nn.Embedding))
+        embedding.weight.sub_(embedding.weight.mean(-1, keepdim=True))
+    errors = found(model, "norm_backward")
+    assert len(errors) == 6
+    assert max(errors.values()) < 1e-5
