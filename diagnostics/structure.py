@@ -18,7 +18,6 @@ from .thresholds import (
     BIAS_APART,
     BIAS_FLOOR,
     DROPOUT_APART,
-    ENDS_SPANS,
     EPSILON_MATTERS,
     EPSILON_SHRINKS,
     EPSILON_USUAL,
@@ -53,20 +52,16 @@ def odd_parameters(tables: Tables) -> list[Finding]:
         sizes = group["weight_rms"].clip(lower=BIAS_FLOOR) if role in ("bias", "norm_bias") else group["weight_rms"]
         odd = apart(sizes.tolist(), max(_LEAST[role], drawn))
         found += [
-            _parameter(step, role, group.iloc[one.index], one) for one in odd if fresh or _is_far(one, len(group), role)
+            _parameter(step, role, group.iloc[one.index], one)
+            for one in odd
+            if fresh or _is_far(one, len(group), is_from_zero=role != "weight" and one.middle < STARTS_AT_ONE)
         ]
     return found
 
 
-def _is_far(odd: Apart, n: int, role: str) -> bool:
+def _is_far(odd: Apart, n: int, *, is_from_zero: bool) -> bool:
     """Return whether training alone would not put a block so far from the others."""
-    if role != "weight" and odd.middle < STARTS_AT_ONE:
-        least = FROM_ZERO_APART
-    elif odd.index not in (0, n - 1):
-        least = 1.0
-    else:
-        # What training does to the ends it does in part to their siblings, whose matrices all began alike.
-        least = min(TRAINED_ENDS_APART, (odd.high / odd.low) ** ENDS_SPANS) if role == "weight" else TRAINED_ENDS_APART
+    least = FROM_ZERO_APART if is_from_zero else TRAINED_ENDS_APART if odd.index in (0, n - 1) else 1.0
     return odd.value > least * odd.high or odd.value * least < odd.low
 
 

@@ -73,7 +73,6 @@ WRITE_APART_AT_ENDS = 30.0
 # The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12
 # blocks after 60 to 200 steps); parameters that start at 0 by more.
 TRAINED_ENDS_APART = 2.0
-ENDS_SPANS = (
     8.0  # ... or by their siblings' own span, so many times in logarithms, where that is less: hardly trained matrices
 )
 FROM_ZERO_APART = 10.0
