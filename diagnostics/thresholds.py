@@ -73,8 +73,6 @@ WRITE_APART_AT_ENDS = 30.0
 # The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12
 # blocks after 60 to 200 steps); parameters that start at 0 by more.
 TRAINED_ENDS_APART = 2.0
-    8.0  # ... or by their siblings' own span, so many times in logarithms, where that is less: hardly trained matrices
-)
 FROM_ZERO_APART = 10.0
 STARTS_AT_ONE = 0.5  # a gain below it is stored less 1, or as a logarithm
 # A norm gives sqrt(var / (var + eps)) of its gain: a twentieth less than its siblings, and at least a tenth less in all.
