@@ -25,6 +25,7 @@ from .initial_loss import initial_loss, worse_than_guessing
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms
 from .notebook import verdict_html
+from .repeatability import repeatability
 from .residual import range_of_fp16, residual_growth
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
@@ -37,6 +38,7 @@ from .wiring import causality, gradient_conservation, logit_scale, loss_scale, o
 Rule = Callable[[Tables], list[Finding]]
 RULES: tuple[Rule, ...] = (
     first_nonfinite,
+    repeatability,
     gradient_conservation,
     causality,
     skip_scale,

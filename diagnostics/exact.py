@@ -18,6 +18,7 @@ COLUMNS = ["check", "stack", "block", "branch", "depth", "observed", "expected",
 PROVES = {
     "ledger": "At every add the sum is what the skip carries plus what the branch writes.",
     "gradient_conservation": "What comes back through a branch is the gradient of what the branch did forward.",
+    "repeatability": "In evaluation the same batch gives the same.",
     "causality": "A position never depends on later ones.",
     "write_scale": "Every block adds what its last projection gives, times the same factor.",
     "norm_epsilon": "Every norm has the epsilon of its siblings.",
@@ -43,6 +44,7 @@ def exact_checks(tables: Tables) -> pd.DataFrame:
     for check, expected in (
         ("gradient_conservation", 1.0),
         ("norm_backward", 0.0),
+        ("repeatability", 0.0),
         ("causality", 0.0),
         ("loss_scale", np.nan),
     ):

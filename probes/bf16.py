@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy, Branch, Point
 from .batches import Batch
 from .interventions import Change
+from .repeatability import written
 from .running import place_of
 from .together import ends_of, seen_in
 
@@ -20,7 +21,7 @@ NOTE = "RMS of the write's error under bf16 autocast, the state before it being 
 
 def bf16_points(anatomy: Anatomy) -> set[Point]:
     """Return where ``bf16_error`` looks."""
-    return {point for branch, before, added in ends_of(anatomy) for point in (before, added, *_writes(branch))}
+    return {point for branch, before, added in ends_of(anatomy) for point in (before, added, *written(branch))}
 
 
 def bf16_error(model: nn.Module, batch: Batch, anatomy: Anatomy, exact: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
@@ -42,9 +43,9 @@ def bf16_error(model: nn.Module, batch: Batch, anatomy: Anatomy, exact: Mapping[
     is_float32 = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
     if len(kinds) != 1 or not is_float32 or torch.is_autocast_enabled(kind := kinds.pop()):
         return []
-    ends = [(branch, before, added) for branch, before, added in ends_of(anatomy) if _writes(branch)]
+    ends = [(branch, before, added) for branch, before, added in ends_of(anatomy) if written(branch)]
     befores = {before for _, before, _ in ends}
-    writes = {point for branch, _, _ in ends for point in _writes(branch)}
+    writes = {point for branch, _, _ in ends for point in written(branch)}
     changes: dict[Point, Change] = {at: partial(_as, exact[at]) for at in befores if at in exact}
     try:
         with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
@@ -55,14 +56,10 @@ def bf16_error(model: nn.Module, batch: Batch, anatomy: Anatomy, exact: Mapping[
         ]
     rows = []
     for branch, before, added in ends:
-        mine = _writes(branch)
+        mine = written(branch)
         if before in exact and added in exact and all(point in exact and point in rough for point in mine):
             rows += _rows(branch, [exact[at] for at in mine], [rough[at] for at in mine], exact[added])
     return rows
-
-
-def _writes(branch: Branch) -> tuple[Point, ...]:
-    return (branch.write,) if branch.write is not None else branch.terms or branch.seen
 
 
 def _as(value: Tensor, tensor: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from .parameters import ParameterTaps
 from .pending import Pending
 from .recording import Recording
 from .relations import RelationTaps
+from .repeatability import repeatability, without_spoiled
 from .running import place_of
 from .schema import TABLES
 from .skip_path import skip_path
@@ -114,7 +115,8 @@ def _checked(
 
     asked = (visible_points(anatomy), write_points(model, anatomy), norm_points(model, anatomy), bf16_points(anatomy))
     still = seen_in(model, batch, set[Point]().union(*asked))
-    return [
+    rows = [
+        *repeatability(model, batch, anatomy, still),
         *skip_path(model, batch, anatomy, loss_of),
         *amplification(model, batch, anatomy, seed=seed),
         *conservation(model, batch, anatomy, loss_of, seed=seed),
@@ -127,6 +129,7 @@ def _checked(
         *bf16_error(model, batch, anatomy, still),
         *dropped(model, batch, anatomy),
     ]
+    return without_spoiled(rows)
 
 
 def _origin(model: nn.Module, batch: Batch, anatomy: Anatomy, loss_fn: LossFunction | None) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ from .planting import (
 from .planting_aside import (
     ahead,
     always_dropping,
-    heads_exchanged,
+    behind,
+    head_silent,
     norm_turned,
     other_norm,
     placed_again,
@@ -129,6 +130,7 @@ FAULTS: tuple[Fault, ...] = (
           is_aside=True),
     Fault("positions added again", placed_again, (1, 10), ("odd-block", "skip-scale", "state-unlike-theory"), is_aside=True),
     Fault("dropout in evaluation", always_dropping, (0.5, 0.1), ("dropout-odd", "not-repeatable"), (), _IN_ATTENTION,
-          is_aside=True),
-    Fault("two heads exchanged", heads_exchanged, (1,), ("heads-exchanged",), (), _IN_ATTENTION, is_aside=True),
+          is_exact=True),
+    Fault("one head silent", head_silent, (1,), ("head-silent", "write-size"), (), _IN_ATTENTION, is_aside=True),
+    Fault("mlp one behind", behind, (1,), ("mask-leak", "positions-mixed"), (), _IN_MLP, is_aside=True),
 )  # fmt: skip

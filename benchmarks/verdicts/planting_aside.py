@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .planting import replace, turned
-from .sizes import LENGTH, WIDTH
+from .sizes import HEADS, LENGTH, WIDTH
 from .subjects import Subject
 
 
@@ -95,16 +95,25 @@ def always_dropping(subject: Subject, block: int, severity: float) -> bool:
     return True
 
 
-def heads_exchanged(subject: Subject, block: int, _: float) -> bool:
-    """Exchange the outputs of two heads of one block before its last projection."""
-    size = WIDTH // 4
+def head_silent(subject: Subject, block: int, _: float) -> bool:
+    """Let the first head of one block give nothing to its last projection."""
+    size = WIDTH // HEADS
 
     def enter(__: nn.Module, args: tuple[Any, ...]) -> Any:
         given: Tensor = args[0]
-        exchanged = torch.cat([given[..., size : 2 * size], given[..., :size], given[..., 2 * size :]], -1)
-        return (exchanged, *args[1:])
+        return (torch.cat([0 * given[..., :size], given[..., size:]], -1), *args[1:])
 
     subject.model.get_submodule(subject.parts[block].attention_out).register_forward_pre_hook(enter)
+    return True
+
+
+def behind(subject: Subject, block: int, _: float) -> bool:
+    """Let the MLP of one block read the position before its own."""
+    path = subject.parts[block].mlp
+    if not path:
+        return False
+    mlp = subject.model.get_submodule(path)
+    mlp.register_forward_pre_hook(lambda _, args: (args[0].roll(1, 1), *args[1:]) if args else None)
     return True
 
 
