@@ -16,6 +16,7 @@ from .hooked import Hooked
 from .manifest import manifest
 from .opening import opened
 from .optimizers import stepping
+from .overshoot import with_overshoot
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
@@ -38,6 +39,7 @@ def attach(
     label: str = "",
     attention: bool = True,
     replay: bool = False,
+    curvature: bool = False,
 ) -> Probe:
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
@@ -63,6 +65,10 @@ def attach(
         replay: keep weights, batches and random state of the last three steps, and run a step again whose loss is not finite:
             the first operation that made it so is then named. Costs three copies of the weights, and the time of one a step; on
             one process alone.
+        curvature: run the batch of every sampled step once before and once after its update, without gradients: by how much its
+            loss falls, beside what the gradient promised, is then recorded (``decrease_ratio`` of table steps). Costs two
+            forwards, a copy of the weights, and a wait for the device on sampled steps; on one process alone, with an optimizer,
+            for models that are not compiled, and where the model's output gives the loop's loss.
         attention: whether the exact logits of attention are measured per head; without, only their bound is.
 
     Returns:
@@ -83,6 +89,8 @@ def attach(
     )
     sampler = Sampler(Stride(every) if schedule is None else schedule, triggered)
     writer, desk = opened(model, sampler, lambda: Writer(Path(folder), head, resume=resume, strict=strict))
+    if curvature and optimizer:
+        desk = with_overshoot(desk, bare(model), optimizer, sampler)
     return Probe(
         model,
         optimizer or None,
