@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from rheoscope.diagnostics.finding import Finding
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.check_up import examine
+from rheoscope.probes.recorder import attach
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -125,3 +127,23 @@ def test_a_write_that_is_zero_everywhere_is_not_said_to_be_dropped() -> None:
     with torch.no_grad():
         made.blocks[2].mlp.down.weight.zero_()
     assert "dropout-odd" not in {finding.code for finding in alarms(made)}
+
+
+@pytest.mark.parametrize(("at", "expected"), [(0, [("weight-scale", 2)]), (3, [])])
+def test_a_weight_is_odd_where_it_began_so_and_not_where_training_took_it(
+    tmp_path: Path, at: int, expected: list[tuple[str, int]]
+) -> None:
+    made = model()
+    optimizer = torch.optim.SGD(made.parameters(), lr=1e-3)
+    with attach(made.train(), optimizer, folder=tmp_path / "run", every=1) as probe:
+        for step in range(6):
+            if step == at:
+                with torch.no_grad():
+                    made.blocks[2].mlp.down.weight.mul_(1.6)
+            value = loss(made(IDS), None)
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(value)
+    found = [(finding.code, finding.block) for finding in diagnose(probe.recording)]
+    assert [each for each in found if each[0] == "weight-scale"] == expected
