@@ -122,6 +122,14 @@ def test_a_trained_model_that_is_sure_of_wrong_answers_is_told(factor: float, ex
     assert [finding.code for finding in alarms(made)] == expected
 
 
+@pytest.mark.parametrize("placement", ["reordered", "double"])
+def test_dropout_before_the_norm_that_ends_a_branch_is_seen(placement: str) -> None:
+    made = model(norm_placement=placement)
+    made.blocks[2].mlp = nn.Sequential(made.blocks[2].mlp, nn.Dropout(0.4))
+    found = [(finding.code, finding.block, finding.component) for finding in alarms(made)]
+    assert ("dropout-odd", 2, "mlp") in found
+
+
 def test_a_write_that_is_zero_everywhere_is_not_said_to_be_dropped() -> None:
     made = model(dropout=0.1)
     with torch.no_grad():
