@@ -18,6 +18,7 @@ from .attention_in_training import attention_sinks, entropy_collapse
 from .attenuation import gradient_slope, skip_path
 from .baseline import against_baseline
 from .baseline import not_compared as beyond
+from .bf16 import bf16_errors
 from .bias_terms import bias_drift, bias_gradients, redundant_biases
 from .biases import bias_share
 from .clipping import clipping
@@ -25,12 +26,14 @@ from .depth_use import gradient_shares, idle_blocks
 from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
-from .initial_loss import initial_loss
+from .initial_loss import initial_loss, worse_than_guessing
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
+from .norm_checks import backward_of_norms, epsilon_of_norms
 from .notebook import verdict_html
 from .output_logits import output_logits
 from .parameter_groups import decayed_gains, odd_rate
+from .repeatability import repeatability
 from .residual import range_of_fp16, residual_growth
 from .rounding import rounded_writes
 from .second_moments import below_epsilon, stale_second_moments
@@ -46,6 +49,7 @@ from .wiring import causality, gradient_conservation, logit_scale, loss_scale, o
 Rule = Callable[[Tables], list[Finding]]
 RULES: tuple[Rule, ...] = (
     first_nonfinite,
+    repeatability,
     gradient_conservation,
     causality,
     skip_scale,
@@ -55,9 +59,12 @@ RULES: tuple[Rule, ...] = (
     odd_branches,
     odd_dropout,
     odd_parameters,
+    epsilon_of_norms,
+    backward_of_norms,
     norm_epsilon,
     frozen_block,
     initial_loss,
+    worse_than_guessing,
     hidden_units,
     activation_trap,
     attention_logits,
@@ -88,6 +95,7 @@ RULES: tuple[Rule, ...] = (
     bias_gradients,
     redundant_biases,
     output_logits,
+    bf16_errors,
     unusual,
     forecasts,
     hyperparameters,

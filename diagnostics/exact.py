@@ -10,6 +10,7 @@ import pandas as pd
 from rheoscope.probes.anatomy import LEDGER_TOLERANCE
 
 from .factors import Shared, shared, shared_logit_factor
+from .norm_checks import by_role, usual_epsilon
 from .tables import Tables
 from .thresholds import DROPOUT_APART, LEAST_SIBLINGS, SCALE_APART
 
@@ -17,8 +18,11 @@ COLUMNS = ["check", "stack", "block", "branch", "depth", "observed", "expected",
 PROVES = {
     "ledger": "At every add the sum is what the skip carries plus what the branch writes.",
     "gradient_conservation": "What comes back through a branch is the gradient of what the branch did forward.",
+    "repeatability": "In evaluation the same batch gives the same.",
     "causality": "A position never depends on later ones.",
     "write_scale": "Every block adds what its last projection gives, times the same factor.",
+    "norm_epsilon": "Every norm has the epsilon of its siblings.",
+    "norm_backward": "What comes back through a norm is the gradient of its closed form.",
     "attention_scale": "Every block scales its attention logits by the same factor.",
     "dropped_share": "In training every block drops the same share of what it writes.",
     "loss_scale": "The gradient at the logits is that of a mean, or a sum, of cross-entropies.",
@@ -37,11 +41,18 @@ def exact_checks(tables: Tables) -> pd.DataFrame:
     """
     rows = tables.identities.dropna(subset=["observed"])
     found: list[pd.DataFrame] = [_ledger(tables)]
-    for check, expected in (("gradient_conservation", 1.0), ("causality", 0.0), ("loss_scale", np.nan)):
+    for check, expected in (
+        ("gradient_conservation", 1.0),
+        ("norm_backward", 0.0),
+        ("repeatability", 0.0),
+        ("causality", 0.0),
+        ("loss_scale", np.nan),
+    ):
         mine = rows[rows["check"] == check]
         if len(mine):
             found.append(_judged(mine, mine["expected"].fillna(expected)))
     found += [_beside_siblings(group) for group in _classes(rows[rows["check"] == "write_scale"])]
+    found += [_epsilons(group) for group in by_role(tables)]
     found += [_dropped(group) for group in _classes(rows[rows["check"] == "dropped_share"])]
     found += _attention(tables)
     origins = rows[rows["check"] == "nonfinite_origin"]
@@ -127,6 +138,14 @@ def _against(rows: pd.DataFrame, usual: Shared | None) -> pd.DataFrame:
         return rows.assign(expected=np.nan, tolerance=np.nan, state="own")
     state = np.where(rows["observed"].map(usual.is_apart), "deviates", "holds")
     return rows.assign(expected=usual.value, tolerance=SCALE_APART * abs(usual.value), state=state)
+
+
+def _epsilons(rows: pd.DataFrame) -> pd.DataFrame:
+    usual = usual_epsilon(rows)
+    if usual is None:
+        return rows.assign(expected=np.nan, tolerance=np.nan, state="own")
+    away = (rows["observed"] - usual).abs()
+    return rows.assign(expected=usual, state=np.where(away <= rows["tolerance"], "holds", "deviates"))
 
 
 def _dropped(rows: pd.DataFrame) -> pd.DataFrame:

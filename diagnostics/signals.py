@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from rheoscope.probes.anatomy import Branch
 
 from .finding import Evidence, Finding
 from .frames import groups, records
@@ -32,6 +34,7 @@ def hidden_units(tables: Tables) -> list[Finding]:
     if not len(rows):
         return []
     rows = rows[rows["step"] == rows["step"].max()]
+    rows = rows.assign(size=rows["rms"] / _of_what_it_reads(tables, rows, _hidden_power))
     found = []
     for group in _alike(rows):
         middle = float(group["zero_share"].median())
@@ -61,7 +64,7 @@ def hidden_units(tables: Tables) -> list[Finding]:
                 _evidence("hidden RMS", odd, HIDDEN_APART),
                 "Look at this MLP's first projection and its bias.",
             )
-            for odd in apart(group["rms"].tolist(), HIDDEN_APART)
+            for odd in _apart_either_way(group, HIDDEN_APART)
             if _is_far(odd, len(group), HIDDEN_APART_AT_ENDS)
         ]
     return found
@@ -74,6 +77,8 @@ def attention_logits(tables: Tables) -> list[Finding]:
         return []
     rows = rows[rows["step"] == rows["step"].max()]
     joined = rows.groupby(["step", "stack", "depth", "block", "branch"], as_index=False, sort=True)["logit_std"].mean()
+    joined = joined.assign(rms=joined["logit_std"])
+    joined = joined.assign(size=joined["rms"] / _of_what_it_reads(tables, joined, _logit_power))
     return [
         _finding(
             records(group)[odd.index],
@@ -84,7 +89,7 @@ def attention_logits(tables: Tables) -> list[Finding]:
             "Look at the scale of this block's logits (1 / sqrt(head size)) and at its query and key weights.",
         )
         for group in _alike(joined)
-        for odd in apart(group["logit_std"].tolist(), LOGITS_APART)
+        for odd in _apart_either_way(group, LOGITS_APART)
         # Both ends of a healthy stack differ: the first attention reads bare embeddings, the last serves the head.
         if odd.index not in (0, len(group) - 1) or odd.value > LOGITS_APART_AT_ENDS * odd.high
     ]
@@ -147,6 +152,39 @@ def rank_collapse(tables: Tables) -> list[Finding]:
                     )
                 )
     return found
+
+
+def _of_what_it_reads(tables: Tables, rows: pd.DataFrame, power: Callable[[Branch], int]) -> np.ndarray:
+    """Return what each row grows with by design: a power of its state's RMS where the branch has no norm of its own before it.
+
+    A stream that nothing norms between blocks, or an embedding as it is, may be of any size; what is made of it follows.
+    """
+    branches = {(branch.stack, branch.depth): branch for branch in tables.anatomy.branches}
+    states = tables.state_rms()
+    sizes = {(r["step"], r["stack"], r["depth"]): float(r["rms"]) for r in records(states)}
+    found = []
+    for row in records(rows):
+        branch = branches.get((row["stack"], row["depth"]))
+        is_bare = branch is not None and branch.placement in ("post", "reordered", "none")
+        size = sizes.get((row["step"], row["stack"], row["depth"] - 1), 1.0)
+        found.append(size ** power(branch) if branch is not None and is_bare and size > 0 else 1.0)
+    return np.array(found)
+
+
+def _hidden_power(branch: Branch) -> int:
+    """A gate multiplies two projections of what is read."""
+    return 2 if branch.hidden is not None and branch.hidden.is_gated else 1
+
+
+def _logit_power(branch: Branch) -> int:
+    """Logits multiply queries and keys; where both are normed what is read does not count."""
+    return 0 if branch.attention is not None and branch.attention.qk_norm.endswith("norm") else 2
+
+
+def _apart_either_way(group: pd.DataFrame, least: float) -> list[Apart]:
+    """Return the sizes that stand apart as they are, and beside what the branches read as well: what is read explains none."""
+    beside = {odd.index for odd in apart(group["size"].tolist(), least)}
+    return [odd for odd in apart(group["rms"].tolist(), least) if odd.index in beside]
 
 
 def _alike(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:

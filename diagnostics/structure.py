@@ -41,11 +41,21 @@ _REMEDIES = {
 
 
 def odd_parameters(tables: Tables) -> list[Finding]:
-    """Report a parameter whose size stands apart from that of the same parameter in the other blocks."""
+    """Report a parameter whose size stands apart from that of the same parameter in the other blocks.
+
+    Weights of a run that began fresh are judged as they began: where training takes them is no matter of their init.
+    """
     rows = tables.parameters
     rows = rows[(rows["block"] >= 0) & rows["role"].isin(list(_WORDS)) & rows["weight_rms"].notna()]
+    if not len(rows):
+        return []
+    first, last = int(rows["step"].min()), int(rows["step"].max())
+    began_fresh, fresh = is_fresh(tables, first), is_fresh(tables, last)
+    is_judged = rows["step"] == last
+    if began_fresh:
+        is_judged = is_judged.where(rows["role"] != "weight", rows["step"] == first)
+    rows = rows[is_judged]
     idle = without_gradient(tables)  # what changes nothing wanders
-    fresh = len(rows) > 0 and is_fresh(tables, int(rows["step"].max()))
     found = []
     for step, role, group in _classes(rows):
         # The RMS of n random numbers varies by 1 / sqrt(2 n) from one draw to the next.
@@ -57,7 +67,11 @@ def odd_parameters(tables: Tables) -> list[Finding]:
             _parameter(step, role, group.iloc[one.index], one)
             for one in odd
             if str(group["name"].iloc[one.index]) not in idle
-            if fresh or _is_far(one, len(group), is_from_zero=role != "weight" and one.middle < STARTS_AT_ONE)
+            and (
+                fresh
+                or (began_fresh and step == first)
+                or _is_far(one, len(group), is_from_zero=role != "weight" and one.middle < STARTS_AT_ONE)
+            )
         ]
     return found
 
@@ -69,15 +83,14 @@ def _is_far(odd: Apart, n: int, *, is_from_zero: bool) -> bool:
 
 
 def _classes(rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
-    """Yield the same parameter of all blocks of a stack at the last step: the nth of its size in its branch.
+    """Yield the same parameter of all blocks of a stack: the nth of its size in its branch.
 
     Names do not tell: in one block a norm may not behave as one, and its gain pass for a weight. The role is that of most.
     """
-    last = rows[rows["step"] == rows["step"].max()]
     place = ["stack", "branch", "n"]
-    numbered = last.assign(
-        nth=last.groupby([*place, "block"], sort=False).cumcount(),
-        count=last.groupby([*place, "block"], sort=False)["name"].transform("size"),
+    numbered = rows.assign(
+        nth=rows.groupby([*place, "block"], sort=False).cumcount(),
+        count=rows.groupby([*place, "block"], sort=False)["name"].transform("size"),
     )
     # A block with more or fewer of them than most cannot be told apart one by one.
     usual = numbered.groupby(place, sort=False)["count"].transform(lambda counts: counts.mode().iloc[0])
@@ -182,7 +195,12 @@ def odd_dropout(tables: Tables) -> list[Finding]:
 
 
 def norm_epsilon(tables: Tables) -> list[Finding]:
-    """Report a norm that gives less than its gain because its epsilon is large beside what it reads."""
+    """Report a norm that gives less than its gain because its epsilon is large beside what it reads.
+
+    Where a check-up has run the norm alone its epsilon is known, and judged as such.
+    """
+    checks = tables.identities
+    known = set(checks.loc[checks["check"] == "norm_epsilon", "module_path"])
     norms = tables.norms
     # One that does not behave as a norm has no gain that is known: it is taken to have that of its siblings.
     usual = norms.groupby(["step", "stack", "branch", "role"])["gain_rms"].transform("median")
@@ -202,6 +220,8 @@ def norm_epsilon(tables: Tables) -> list[Finding]:
         group = group.reset_index(drop=True)
         for odd in apart(group["shrink"].tolist(), EPSILON_SHRINKS):
             row = records(group)[odd.index]
+            if row["module_path"] in known:
+                continue
             if odd.value < EPSILON_MATTERS * odd.middle and EPSILON_USUAL[0] < odd.middle < EPSILON_USUAL[1]:
                 found.append(_epsilon(step, row, odd))
     return found

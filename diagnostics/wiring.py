@@ -31,6 +31,9 @@ def gradient_conservation(tables: Tables) -> list[Finding]:
     """Report branches whose backward is not that of their forward: detached, scaled, turned around."""
     rows = tables.identities
     rows = rows[(rows["check"] == "gradient_conservation") & rows["observed"].notna()]
+    # Of a block that adds several terms at once the whole and each term are known: the one that is furthest off names it.
+    away = (rows["observed"] - 1).abs().sort_values(ascending=False, kind="stable")
+    rows = rows.loc[away.index].drop_duplicates(["stack", "depth"]).sort_values(["stack", "depth"])
     found = []
     for kind, group in _classes(rows):
         ill = group[(group["observed"] - 1).abs() > group["tolerance"]]
@@ -53,10 +56,21 @@ def _not_conserved(row: dict[str, Any]) -> Finding:
         code="gradient-detached" if abs(ratio) < row["tolerance"] else "gradient-scaled",
         severity="error",
         place=(block, kind),
-        sentence=f"The backward of the {kind} branch of block {block} is not that of its forward: {_amount(ratio)}. {_CHECKED}",
+        sentence=f"The backward of {_named(row)} is not that of its forward: {_amount(ratio)}. {_CHECKED}",
         evidence=Evidence("gradient through the branch / gradient demanded", ratio, 1.0, _CONSERVED, row["tolerance"]),
         remedy="Look for a detach, a no_grad, a hook that changes gradients, or a hand-written backward in this branch.",
+        module_path=_path(row),
     )
+
+
+def _named(row: dict[str, Any]) -> str:
+    whole = f"the {row['branch']} branch of block {int(row['block'])}"
+    return f"{path}, a term of {whole}," if (path := _path(row)) else whole
+
+
+def _path(row: dict[str, Any]) -> str:
+    path = row["module_path"]
+    return path if isinstance(path, str) else ""
 
 
 def _class_wide(tables: Tables, kind: str, ratio: float, row: dict[str, Any]) -> Finding:

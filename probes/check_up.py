@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .amplification import amplification
-from .anatomy import LEDGER_TOLERANCE, Anatomy
+from .anatomy import LEDGER_TOLERANCE, Anatomy, Point
 from .batches import Batch, arguments, call, describe
+from .bf16 import bf16_error, bf16_points
 from .conservation import conservation
 from .discovery import discover
 from .dropped import dropped
@@ -21,19 +22,23 @@ from .logit_scale import logit_scale
 from .loss_gradient import loss_gradient
 from .losses import LossFunction, default_loss
 from .manifest import manifest
+from .norms_alone import norm_points, norms_alone
 from .origin import first_nonfinite, origin_row
 from .parameters import ParameterTaps
 from .pending import Pending
 from .recording import Recording
 from .relations import RelationTaps
+from .repeatability import repeatability, without_spoiled
 from .running import place_of
 from .schema import TABLES
 from .skip_path import skip_path
 from .taps import Taps
+from .terms import term_conservation
+from .together import seen_in
 from .untouched import untouched
-from .visibility import visibility
+from .visibility import visibility, visible_points
 from .wrappers import bare
-from .write_scale import write_scale
+from .write_scale import write_points, write_scale
 
 
 def examine(
@@ -108,16 +113,23 @@ def _checked(
     def loss_of(output: Any) -> Tensor:
         return _loss_of(output, batch, loss_fn)
 
-    return [
+    asked = (visible_points(anatomy), write_points(model, anatomy), norm_points(model, anatomy), bf16_points(anatomy))
+    still = seen_in(model, batch, set[Point]().union(*asked))
+    rows = [
+        *repeatability(model, batch, anatomy, still),
         *skip_path(model, batch, anatomy, loss_of),
         *amplification(model, batch, anatomy, seed=seed),
         *conservation(model, batch, anatomy, loss_of, seed=seed),
-        *visibility(model, batch, anatomy, seed=seed),
+        *term_conservation(model, batch, anatomy, seed=seed),
+        *visibility(model, batch, anatomy, still, seed=seed),
         *loss_gradient(model, batch, anatomy, loss_of),
         *logit_scale(model, batch, anatomy),
-        *write_scale(model, batch, anatomy),
+        *write_scale(model, anatomy, still),
+        *norms_alone(model, anatomy, still, seed=seed),
+        *bf16_error(model, batch, anatomy, still),
         *dropped(model, batch, anatomy),
     ]
+    return without_spoiled(rows)
 
 
 def _origin(model: nn.Module, batch: Batch, anatomy: Anatomy, loss_fn: LossFunction | None) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def conservation(
     for add, step, ends in zip(adds, steps, _ends_together(model, batch, adds, steps), strict=True):
         found = _tested(model, batch, add, step, loss_of, ends)
         if found is not None:
-            rows.append(_row(add.branch, found))
+            rows.append(conserved(add.branch, found))
     return rows
 
 
@@ -282,7 +282,8 @@ def _dot(one: Tensor, other: Tensor) -> float:
     return float((one.double() * other.double()).sum())
 
 
-def _row(branch: Branch, ratio: float) -> dict[str, Any]:
+def conserved(branch: Branch, ratio: float) -> dict[str, Any]:
+    """Return a row of the identities table: what arrives through a branch over what its forward demands."""
     return {
         "check": "gradient_conservation",
         **place_of(branch),

@@ -26,15 +26,15 @@ Event = Callable[[str, str], None]
 
 
 class Desk(Protocol):
-    """What a probe hands its numbers to.
+    """What a probe hands its numbers to."""
 
-    Attributes:
-        until: the step up to which all steps are sampled, as all ranks agree; None where a process decides alone.
-        is_idle: whether nothing more is taken in.
-    """
+    @property
+    def until(self) -> int | None:
+        """The step up to which all steps are sampled, as all ranks agree; None where a process decides alone."""
 
-    until: int | None
-    is_idle: bool
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing more is taken in."""
 
     def agree(self, found: Anatomy | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Anatomy | None:
         """Return the anatomy that all ranks go on with, at a forward with these arguments."""

@@ -17,12 +17,12 @@ from .untouched import untouched
 def dropped(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``dropped_share`` of every branch, in one forward with dropout on.
 
-    ``observed`` is the share of a write's elements that are 0 in training beyond those that are 0 without: the probability of
+    ``observed`` is the share of a write's elements that are not 0 but for training, where they are 0: the probability of
     the dropout that stands last in the branch, to the square root of ``p (1 - p) / n``. Two forwards; the model's random state
     and buffers are put back.
     """
-    ends = {branch: (branch.write,) if branch.write is not None else branch.terms for branch in anatomy.branches}
-    points = {end for several in ends.values() for end in several}
+    ends = {branch: _ends(branch) for branch in anatomy.branches}
+    points = {point for several in ends.values() for end in several for point in end}
     if not points:
         return []
     seen = []
@@ -31,12 +31,28 @@ def dropped(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, 
             torch.manual_seed(0)
             seen.append(seen_in(model, batch, points))
     still, noisy = seen
-    return [
-        _row(branch, end, _zero_share(noisy[end]) - _zero_share(still[end]), noisy[end].numel())
-        for branch, several in ends.items()
-        for end in several
-        if end in still and end in noisy and noisy[end].numel()
-    ]
+    rows = []
+    for branch, several in ends.items():
+        for end in several:
+            shares = [(_dropped(still[at], noisy[at]), at) for at in end if at in still and at in noisy]
+            found = [(share, at) for share, at in shares if share is not None]
+            if found:
+                (share, n), at = max(found, key=lambda pair: pair[0])
+                rows.append(_row(branch, at, share, n))
+    return rows
+
+
+def _ends(branch: Branch) -> list[tuple[Point, ...]]:
+    """Return where each term of a write is seen; a norm that ends the branch hides what was 0 before it: there as well."""
+    if branch.write is None:
+        return [(term,) for term in branch.terms]
+    return [(branch.write, *(Point(path, "input", (0,)) for path in branch.output_norms[:1]))]
+
+
+def _dropped(still: Tensor, noisy: Tensor) -> tuple[float, int] | None:
+    """Return the share that is 0 in training alone, and of how many; None where nothing is there to be dropped."""
+    n = int((still != 0).sum())
+    return ((_zero_share(noisy) - _zero_share(still)) * noisy.numel() / n, n) if n else None
 
 
 def _zero_share(tensor: Tensor) -> float:

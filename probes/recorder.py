@@ -17,6 +17,7 @@ from .hooked import Hooked
 from .manifest import manifest
 from .opening import opened
 from .optimizers import stepping
+from .overshoot import with_overshoot
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
@@ -42,6 +43,7 @@ def attach(
     attention: bool = True,
     replay: bool = False,
     stage: tuple[int, int] | None = None,
+    curvature: bool = False,
 ) -> Probe:
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
@@ -71,6 +73,10 @@ def attach(
             the first operation that made it so is then named. Costs three copies of the weights, and the time of one a step; on
             one process alone.
         stage: (index, number of stages) of a stage of a pipeline; torch's own pipelines tell it.
+        curvature: run the batch of every sampled step once before and once after its update, without gradients: by how much its
+            loss falls, beside what the gradient promised, is then recorded (``decrease_ratio`` of table steps). Costs two
+            forwards, a copy of the weights, and a wait for the device on sampled steps; on one process alone, with an optimizer,
+            for models that are not compiled, and where the model's output gives the loop's loss.
         attention: whether the exact logits of attention are measured per head; without, only their bound is.
 
     Returns:
@@ -97,6 +103,8 @@ def attach(
     kind: Callable[..., Writer] = Writer if part is None else partial(StageWriter, part)
     write = partial(kind, Path(folder), head, resume=resume, strict=strict)
     writer, desk = opened(model, sampler, write, is_alone=part is None)
+    if curvature and optimizer:
+        desk = with_overshoot(desk, bare(model), optimizer, sampler)
     return Probe(
         model,
         optimizer or None,

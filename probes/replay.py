@@ -59,8 +59,8 @@ class Replay:
             self._kept.append(_Kept(step, weights))
         kept = self._kept[-1]
         if len(kept.forwards) < MOST_FORWARDS:
-            batch = Arguments(*tree_map(_copied, (args, dict(kwargs))))
-            kept.forwards.append((batch, _state()))
+            batch = Arguments(*tree_map(copied, (args, dict(kwargs))))
+            kept.forwards.append((batch, state_now()))
 
     def tell(self, step: int, anatomy: Anatomy, writer: Any, door: Door) -> None:
         """Write what running ``step`` again shows: a row of the identities table, and an event of the step."""
@@ -91,7 +91,7 @@ class Replay:
 
                     def run(batch: Arguments = batch, state: dict[str, Any] = state) -> Tensor | None:
                         nonlocal is_whole
-                        with torch.enable_grad(), _as_it_was(state):
+                        with torch.enable_grad(), as_it_was(state):
                             output = call(self._model, batch)
                             try:
                                 loss = default_loss(output, batch)
@@ -117,7 +117,8 @@ class Replay:
                 tensor.copy_(value)
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Return a tensor's copy, and anything else as it is."""
     return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
@@ -125,7 +126,7 @@ def _floats(output: Any) -> Iterator[Tensor]:
     return (tensor for _, tensor in tensors(output) if tensor.is_floating_point())
 
 
-def _state() -> dict[str, Any]:
+def state_now() -> dict[str, Any]:
     """Return the random state and the precision that a forward begins with."""
     device = torch.accelerator.current_accelerator()
     kinds = ["cpu", *([] if device is None else [device.type])]
@@ -137,7 +138,8 @@ def _state() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_it_was(state: dict[str, Any]) -> Iterator[None]:
+def as_it_was(state: dict[str, Any]) -> Iterator[None]:
+    """Run a block with the random state and precision that ``state_now`` returned."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -3,7 +3,7 @@
 History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
 clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits;
 table logits; 4 (0.1.0) what ranks of one model joined: number of ranks, their smallest and largest loss; table ranks; module path
-of identities; 5 (0.1.0) the optimizer's group of a parameter.
+of identities; 5 (0.1.0) the optimizer's group of a parameter; how far a step's loss fell beside what its gradient promised.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TABLES: dict[str, dict[str, str]] = {
         "unclipped_gradient_norm": "f",
         "clip_coefficient": "f",
         "loss_scale": "f",
+        "decrease_ratio": "f",
         "is_skipped": "b",
         "memory_bytes": "i",
         "seconds": "f",

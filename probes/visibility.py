@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, Branch
+from .anatomy import Anatomy, Branch, Point
 from .batches import Batch, arguments, tensors
 from .interventions import seen_after
 from .running import place_of
-from .together import ends_of, groups_of, moved_in, seen_in
+from .together import ends_of, groups_of, moved_in
 
 TOLERANCE = 1e-6  # of the sum's largest value: several times what float32 kernels that work in tiles differ by
 STEP = 1.0  # of the state's own RMS: what a branch that writes little leaks must stand out of the rounding
 
 
-def visibility(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 0) -> list[dict[str, Any]]:
+def visible_points(anatomy: Anatomy) -> set[Point]:
+    """Return where ``visibility`` looks."""
+    return {point for _, before, added in ends_of(anatomy) for point in (before, added)}
+
+
+def visibility(
+    model: nn.Module, batch: Batch, anatomy: Anatomy, still: Mapping[Point, Tensor], *, seed: int = 0
+) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``causality`` of every branch of a batch of token ids.
 
     The state before a branch is changed at its last position alone; ``observed`` is by how much the sum behind the branch
-    changes at earlier positions, relative to its largest value: 0 where a position sees no later one. A
-    forward, and one a branch of the block, not of the model. Call it inside ``untouched(model, training=False)``.
+    changes at earlier positions, relative to its largest value: 0 where a position sees no later one. One forward a branch of
+    the block, not of the model. Call it inside ``untouched(model, training=False)``.
 
     Args:
         model: the model.
         batch: one batch.
         anatomy: what ``discover`` found on it.
+        still: what one forward showed at ``visible_points``.
         seed: of the change.
     """
     lengths = {t.shape for _, t in tensors(arguments(batch)) if t.dtype in (torch.int32, torch.int64) and t.dim() == 2}
@@ -36,8 +45,6 @@ def visibility(model: nn.Module, batch: Batch, anatomy: Anatomy, *, seed: int = 
     adds = ends_of(anatomy)
     if not adds or not lengths:
         return []
-    points = {point for _, before, added in adds for point in (before, added)}
-    still = seen_in(model, batch, points)
     moved = {
         index: state
         for index, (_, before, _) in enumerate(adds)

@@ -2,49 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Branch, Point
-from .batches import Batch
 from .running import place_of
-from .together import seen_in
 from .wrappers import modules_of
 
 TOLERANCE = 0.005
 FIT = 1e-3  # of the written tensor's size: what is left when it is explained as a multiple of a projection
 
 
-def write_scale(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, Any]]:
+def write_points(model: nn.Module, anatomy: Anatomy) -> set[Point]:
+    """Return where ``write_scale`` looks."""
+    modules = modules_of(model)
+    return {
+        point
+        for branch in anatomy.branches
+        for point in (*(end.at for end in _ends(branch)), *_normed(branch), *_projections(branch, modules))
+    }
+
+
+def write_scale(model: nn.Module, anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``write_scale`` of every branch, one a term where several are added at once.
 
     ``observed`` is the slope, by least squares, of what is added on what one of the branch's projections gives; of a branch whose
-    output is normed, of what that norm reads. No row where no projection explains it: a learned scale a channel, a mixture.
-    One forward. Call it inside ``untouched(model, training=False)``.
+    output is normed, of what that norm reads on the projection, times that of what is added on what the norm gives. No row where
+    no projection explains it: a learned scale a channel, a mixture.
+
+    Args:
+        model: the model.
+        anatomy: what ``discover`` found on it.
+        seen: what one forward showed at ``write_points``, without dropout.
     """
     modules = modules_of(model)
-    wanted = {
-        (branch.stack, branch.depth): (_ends(branch), _projections(branch, modules)) for branch in anatomy.branches
-    }
-    points = {point for ends, projections in wanted.values() for point in (*ends, *projections)}
-    seen = seen_in(model, batch, points)
     rows = []
     for branch in anatomy.branches:
-        ends, projections = wanted[branch.stack, branch.depth]
-        for end in ends:
-            slopes = [_slope(seen.get(projection), seen.get(end)) for projection in projections]
-            found = next((slope for slope in reversed(slopes) if slope is not None), None)
+        projections = _projections(branch, modules)
+        for end in _ends(branch):
+            given = _normed(branch)[:1] or projections
+            found = _explained(seen, end, given)
+            if branch.output_norms:
+                norm = _End(_normed(branch)[1], 1.0)
+                before = _explained(seen, norm, projections)
+                found = None if before is None else before * (1.0 if found is None else found)
             if found is not None:
-                rows.append(_row(branch, end, found))
+                rows.append(_row(branch, end.at, found))
     return rows
 
 
-def _ends(branch: Branch) -> tuple[Point, ...]:
-    if branch.output_norms:
-        return (Point(branch.output_norms[0], "input", (0,)),)
-    return (branch.write,) if branch.write is not None else branch.terms or branch.seen
+@dataclass(frozen=True)
+class _End:
+    """Where a term of a write is seen, and the constant factor that it has yet to be multiplied by."""
+
+    at: Point
+    factor: float
+
+
+def _ends(branch: Branch) -> list[_End]:
+    if branch.write is not None or branch.terms:
+        return [_End(at, 1.0) for at in ((branch.write,) if branch.write is not None else branch.terms)]
+    # One that differs between elements is no number: what is told is up to it.
+    return [_End(at, 1.0 if f is None else f) for at, f in zip(branch.seen, branch.factors, strict=True)]
+
+
+def _normed(branch: Branch) -> tuple[Point, ...]:
+    """Return what the norm before the add gives, and what it reads; nothing where there is none."""
+    if not branch.output_norms:
+        return ()
+    return Point(branch.output_norms[-1], "output", ()), Point(branch.output_norms[0], "input", (0,))
+
+
+def _explained(seen: Mapping[Point, Tensor], end: _End, given: Sequence[Point]) -> float | None:
+    """Return what the last of ``given`` that explains a term is multiplied by on its way to the add."""
+    slopes = (_slope(seen.get(point), seen.get(end.at)) for point in reversed(given))
+    return next((slope * end.factor for slope in slopes if slope is not None), None)
 
 
 def _projections(branch: Branch, modules: dict[str, nn.Module]) -> tuple[Point, ...]:

@@ -16,6 +16,31 @@ from torch.nn import functional
 VOCABULARY, WIDTH, HEADS, LENGTH = 61, 16, 2, 8
 
 
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+class Wrong(nn.Module):
+    """Computes what ``inner`` does, with a backward that is wrong by a factor; 0 detaches."""
+
+    def __init__(self, inner: nn.Module, factor: float, is_before: bool) -> None:
+        super().__init__()
+        self.inner, self.factor, self.is_before = inner, factor, is_before
+
+    def bent(self, x: Tensor) -> Tensor:
+        return x.detach() if self.factor == 0 else _Scaled.apply(x, self.factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.bent(x)) if self.is_before else self.bent(self.inner(x))
+
+
 class Attention(nn.Module):
     """Causal self-attention written out."""
 

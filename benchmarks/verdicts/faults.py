@@ -29,6 +29,16 @@ from .planting import (
     turned,
     wrapped,
 )
+from .planting_aside import (
+    ahead,
+    always_dropping,
+    behind,
+    head_silent,
+    norm_turned,
+    other_norm,
+    placed_again,
+    turned_otherwise,
+)
 from .recipes import block_epsilon, drowned, gap, query_rate
 
 
@@ -76,7 +86,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("logits scaled", query_scaled, (64, 16, 4, 1.05), ("attention-logits", "attention-scale"), (1.05,), _IN_ATTENTION,
           is_aside=True),
     Fault("norm gain scaled", gain, (30, 5, 0.1, 0, 1.5, 0.5), _GAINS, (1.5, 0.5)),
-    Fault("norm epsilon", epsilon, (100, 1, 0.1), _NORMS, (0.1,), is_aside=True),
+    Fault("norm epsilon", epsilon, (100, 1, 0.1), _NORMS, (0.1,)),
     Fault("norm removed", no_norm, (1,), _NORMS),
     Fault("attention bias large", bias("attention_out"), (5, 1, 0.02), _BIASES, (0.02,), _IN_ATTENTION),
     Fault("mlp bias large", bias("mlp_out"), (5, 1, 0.02), _BIASES, (0.02,), _IN_MLP),
@@ -114,10 +124,21 @@ FAULTS: tuple[Fault, ...] = (
     Fault("gradients of a block come back after a gap", gap, (1e-3,), ("stale-second-moment",), is_recipe=True),
     Fault("weight decay on gains", decay, (30,), ("gain-scale", "gain-decay"), is_recipe=True, is_aside=True),
     Fault("block not in the optimizer", forgotten, (1,), ("update-ratio", "not-updated"), is_recipe=True, is_aside=True),
-    Fault("head scaled", head, (30,), ("initial-loss",), is_local=False, is_aside=True),
+    Fault("head scaled", head, (30,), ("initial-loss", "worse-than-guessing"), is_local=False),
     Fault("nan in attention", hooked("attention", ill(lambda o: o + (o.abs() * 0).log())), (1,), ("nonfinite",), (),
           _IN_ATTENTION, is_exact=True),
     Fault("nan in mlp", wrapped("mlp", ill(lambda o: o / (o * 0))), (1,), ("nonfinite",), (), _IN_MLP, is_exact=True),
     Fault("nan on the way back", overridden("mlp", ill(lambda o: o + (o * 0).abs().sqrt())), (1,), ("nonfinite",), (),
           _IN_MLP, is_exact=True, is_aside=True),
+    Fault("norm gradient scaled", norm_turned, (-1, 0.5, 0.95), ("norm-backward", "gradient-scaled"), (0.95,), is_exact=True),
+    # No rule was written for those that follow; an identity shows the first alone.
+    Fault("attention one ahead", ahead, (1,), ("mask-leak",), (), _IN_ATTENTION, is_exact=True, is_aside=True),
+    Fault("rotary base of a block", turned_otherwise, (4, 0.25), ("attention-positions",), (), _IN_ATTENTION, is_aside=True),
+    Fault("other kind of norm", other_norm, (1,), ("norm-kind-odd", "norm-missing", "norm-epsilon", "norm-bias-scale"),
+          is_aside=True),
+    Fault("positions added again", placed_again, (1, 10), ("odd-block", "skip-scale", "state-unlike-theory"), is_aside=True),
+    Fault("dropout in evaluation", always_dropping, (0.5, 0.1), ("dropout-odd", "not-repeatable"), (), _IN_ATTENTION,
+          is_exact=True),
+    Fault("one head silent", head_silent, (1,), ("head-silent", "write-size"), (), _IN_ATTENTION, is_aside=True),
+    Fault("mlp one behind", behind, (1,), ("mask-leak", "positions-mixed"), (), _IN_MLP, is_aside=True),
 )  # fmt: skip

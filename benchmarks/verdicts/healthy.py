@@ -140,17 +140,35 @@ def train(subject: Subject, steps: int, rate: float = RATE) -> None:
     subject.batch = _repeating(subject, 2)
 
 
-def steps_of(subject: Subject, steps: int, rate: float = RATE, every: int = 0, folder: str = "") -> Iterator[Any]:
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
+    "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate),
+    "adamw warmed up and clipped": lambda groups, rate: torch.optim.AdamW(groups, lr=2 * rate, betas=(0.9, 0.95)),
+    "adam": lambda groups, rate: torch.optim.Adam(groups, lr=rate),
+    "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=50 * rate, momentum=0.9),
+}
+WARM_UP, CLIP = 50, 1.0  # steps of a rate that rises; norm of the gradient
+
+
+def steps_of(
+    subject: Subject, steps: int, rate: float = RATE, every: int = 0, folder: str = "", optimizer_name: str = "adamw"
+) -> Iterator[Any]:
     """Train step by step and yield the probe, None without ``folder``, after each."""
     groups = subject.groups or [{"params": [p for p in subject.model.parameters() if p.requires_grad]}]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
+    optimizer = OPTIMIZERS[optimizer_name](groups, rate)
+    is_warmed = "warmed" in optimizer_name
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) if is_warmed else 1.0
+    )
     probe = rheoscope.attach(subject.model, optimizer, every=every, folder=folder) if folder else None
     subject.model.train()
     for _ in range(steps):
         batch = _repeating(subject, 8)
         loss = subject.loss(subject.model(**batch), batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        if is_warmed:
+            nn.utils.clip_grad_norm_(subject.model.parameters(), CLIP)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         if probe is not None:
             probe.step(loss)

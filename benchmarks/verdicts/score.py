@@ -134,9 +134,16 @@ def _sentences(kept: dict[str, list[Outcome]], types: Sequence[OfType]) -> Itera
         f"{n_errors} with an error, {sum(bool(t.alarms) for t in types)} with any warning."
     )
     steps = MONITORED_STEPS * sum(o.status == "judged" for o in watched)
+    n_alarms = sum(len(o.alarms()) for o in watched)
+    low, high = wilson(n_alarms, steps)
     yield (
-        f"- Healthy training under a probe ({steps:,} steps, {steps // MONITORED_EVERY:,} of them sampled in full), warnings and "
-        f"errors in all: {sum(len(o.alarms()) for o in watched)}."
+        f"- Healthy training under a probe, {len(watched)} runs, {steps:,} recorded steps, {steps // MONITORED_EVERY:,} of them "
+        f"sampled in full: {n_alarms} warnings and errors in all"
+        + (
+            f", {1e4 * n_alarms / steps:.1f} in 10,000 recorded steps ({1e4 * low:.1f} to {1e4 * high:.1f})."
+            if steps
+            else "."
+        )
     )
 
 
@@ -205,5 +212,5 @@ def _failures(single: list[Outcome], healthy: list[Outcome]) -> Iterable[str]:
         if o.alarms() or o.status != "judged":
             name = LOOK_ALIKES[o.trial.look_alike or 0].__name__
             told = "; ".join(f"{a[0]} {a[1]} block {a[2]}" for a in o.alarms()) or o.status
-            name = "monitored" if o.trial.is_monitored else name
+            name = f"monitored, {o.trial.optimizer}" if o.trial.is_monitored else name
             yield f"healthy {o.trial.subject}, {name} (seed {o.trial.seed}, {o.trial.n_blocks} blocks): {told}"

@@ -16,10 +16,11 @@ import transformers
 from rheoscope.probes.schema import TABLES
 
 from .faults import FAULTS, Fault
-from .healthy import LOOK_ALIKES, steps_of, train
+from .healthy import LOOK_ALIKES, OPTIMIZERS, steps_of, train
 from .subjects import Subject, subject
 
-MONITORED_STEPS, MONITORED_EVERY = 50, 5
+RECIPE_STEPS, RECIPE_EVERY = 50, 5
+MONITORED_STEPS, MONITORED_EVERY = 300, 2
 CHANGED = 1e-3  # of the loss or of the gradient: below it a mutant is benign
 
 
@@ -50,6 +51,7 @@ class Trial:
     planted: tuple[Planted, ...] = ()
     is_class_wide: bool = False
     is_monitored: bool = False
+    optimizer: str = "adamw"
 
 
 @dataclass
@@ -113,7 +115,7 @@ def _run(trial: Trial) -> Outcome:
     if trial.planted and is_seen and not is_recipe and not _differ(own, twin):
         return Outcome(trial, "benign")
     if is_recipe or trial.is_monitored:
-        diagnosis = rheoscope.diagnose(_monitored(made))
+        diagnosis = rheoscope.diagnose(_monitored(made, trial))
     else:
         diagnosis = rheoscope.diagnose(rheoscope.examine(made.model, made.batch, made.loss))
     broken = [sentence for sentence in diagnosis.not_judged if "failed on this recording" in sentence]
@@ -124,11 +126,14 @@ def _run(trial: Trial) -> Outcome:
     return Outcome(trial, "judged", findings, _baselines(own), sentences)
 
 
-def _monitored(made: Subject) -> rheoscope.Recording:
+def _monitored(made: Subject, trial: Trial) -> rheoscope.Recording:
     """Train under a probe and return what it recorded."""
+    steps, every = (MONITORED_STEPS, MONITORED_EVERY) if trial.is_monitored else (RECIPE_STEPS, RECIPE_EVERY)
     with tempfile.TemporaryDirectory() as folder:
         probe = None
-        for probe in steps_of(made, MONITORED_STEPS, every=MONITORED_EVERY, folder=f"{folder}/run"):  # noqa: B007
+        for probe in steps_of(  # noqa: B007
+            made, steps, every=every, folder=f"{folder}/run", optimizer_name=trial.optimizer
+        ):
             pass
         assert probe is not None
         probe.close()
@@ -234,7 +239,14 @@ def monitored(names: tuple[str, ...], seed: int, per_name: int) -> list[Trial]:
     """Plan healthy training under a probe."""
     chance = random.Random(seed)
     return [
-        Trial(name, chance.randrange(10_000), chance.choice((4, 6, 8)), look_alike=0, is_monitored=True)
+        Trial(
+            name,
+            chance.randrange(10_000),
+            chance.choice((4, 6)),
+            look_alike=0,
+            is_monitored=True,
+            optimizer=chance.choice(list(OPTIMIZERS)),
+        )
         for name in names
         for _ in range(per_name)
     ]

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from oracles import NanoGPT
+from oracles import NanoGPT, Wrong
 from rheoscope.probes.check_up import default_loss, examine
 from rheoscope.probes.conservation import conservation
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.untouched import untouched
 from torch import Tensor, nn
-
-
-class _Scaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
-
-
-class Wrong(nn.Module):
-    """Computes what ``inner`` does, with a backward that is wrong by a factor; 0 detaches."""
-
-    def __init__(self, inner: nn.Module, factor: float, is_before: bool) -> None:
-        super().__init__()
-        self.inner, self.factor, self.is_before = inner, factor, is_before
-
-    def bent(self, x: Tensor) -> Tensor:
-        return x.detach() if self.factor == 0 else _Scaled.apply(x, self.factor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.bent(x)) if self.is_before else self.bent(self.inner(x))
 
 
 def ratios(model: nn.Module, ids: Tensor) -> dict[tuple[int, str], float]:

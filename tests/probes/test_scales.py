@@ -11,9 +11,11 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.logit_scale import logit_scale
+from rheoscope.probes.together import seen_in
 from rheoscope.probes.untouched import untouched
-from rheoscope.probes.write_scale import write_scale
+from rheoscope.probes.write_scale import write_points, write_scale
 from torch import Tensor, nn
+from torch.nn import functional
 
 IDS = torch.randint(0, 61, (2, 8), generator=torch.Generator().manual_seed(0))
 
@@ -27,6 +29,23 @@ class Times(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.inner(x)
+
+
+class Inline(nn.Module):
+    """Multiplies what a branch gives in the block's own forward, before a dropout that no hook sees."""
+
+    def __init__(self, block: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.block, self.factor = block, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.block
+        x = x + functional.dropout(self.factor * block.attention(block.norm_1(x)), 0.1, self.training)
+        return x + block.mlp(block.norm_2(x))
+
+
+def write_scales(model: nn.Module, ids: Tensor, anatomy: Any) -> list[dict[str, Any]]:
+    return write_scale(model, anatomy, seen_in(model, ids, write_points(model, anatomy)))
 
 
 def measured(check: Any, model: nn.Module, ids: Tensor = IDS) -> dict[tuple[int, str, str], float]:
@@ -71,6 +90,32 @@ def test_a_write_that_is_scaled_is_measured(kind: str, factor: float) -> None:
     model.blocks[1].mlp = Times(model.blocks[1].mlp, factor)
     anatomy = discover(model, IDS)
     with untouched(model, training=False):
-        rows = write_scale(model, IDS, anatomy)
+        rows = write_scales(model, IDS, anatomy)
     told = [round(row["observed"], 5) for row in rows]
     assert sorted(told) == sorted([1.0, 1.0, 1.0, factor])
+
+
+def test_a_factor_that_the_blocks_own_forward_holds_counts() -> None:
+    torch.manual_seed(0)
+    model = NanoGPT("pre", n_blocks=4)
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = Inline(block, 0.97 if index == 2 else 1.0)
+    found = measured(write_scales, model)
+    told = [found[block, "attention", "write_scale"] for block in range(4)]
+    assert told == pytest.approx([1.0, 1.0, 0.97, 1.0], rel=1e-5)
+
+
+def test_a_factor_behind_the_norm_that_ends_a_branch_counts() -> None:
+    class Reordered(Inline):
+        def forward(self, x: Tensor) -> Tensor:
+            block = self.block
+            x = x + functional.dropout(self.factor * block.norm_1(block.attention(x)), 0.1, self.training)
+            return x + block.norm_2(block.mlp(x))
+
+    torch.manual_seed(0)
+    model = NanoGPT("pre", n_blocks=4)
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = Reordered(block, 0.9 if index == 1 else 1.0)
+    found = measured(write_scales, model)
+    told = [found[block, "attention", "write_scale"] for block in range(4)]
+    assert told == pytest.approx([1.0, 0.9, 1.0, 1.0], rel=1e-5)

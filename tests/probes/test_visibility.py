@@ -6,8 +6,9 @@ import pytest
 import torch
 from oracles import NanoGPT
 from rheoscope.probes.discovery import discover
+from rheoscope.probes.together import seen_in
 from rheoscope.probes.untouched import untouched
-from rheoscope.probes.visibility import TOLERANCE, visibility
+from rheoscope.probes.visibility import TOLERANCE, visibility, visible_points
 from torch import Tensor, nn
 
 
@@ -25,7 +26,7 @@ class Unmasked(nn.Module):
 def leaks(model: nn.Module, ids: Tensor) -> set[tuple[int, str]]:
     anatomy = discover(model, ids)
     with untouched(model, training=False):
-        rows = visibility(model, ids, anatomy)
+        rows = visibility(model, ids, anatomy, seen_in(model, ids, visible_points(anatomy)))
     assert len(rows) == len(anatomy.branches)
     return {(row["block"], row["branch"]) for row in rows if row["observed"] > TOLERANCE}
 

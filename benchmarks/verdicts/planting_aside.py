@@ -1,0 +1,125 @@
+"""Ways to damage a model that no rule was written for, and which nobody looked at while writing one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .planting import replace, turned
+from .sizes import HEADS, LENGTH, WIDTH
+from .subjects import Subject
+
+
+def ahead(subject: Subject, block: int, _: float) -> bool:
+    """Let attention stand one position ahead: what a position gets is what the next one should have."""
+    if "bidirectional" in subject.name:
+        return False
+
+    def enter(__: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (args[0].roll(-1, 1), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": kwargs["hidden_states"].roll(-1, 1)}
+
+    attention = subject.model.get_submodule(subject.parts[block].attention)
+    attention.register_forward_pre_hook(enter, with_kwargs=True)
+    return True
+
+
+def turned_otherwise(subject: Subject, block: int, severity: float) -> bool:
+    """Turn queries and keys of one block by other angles than those of the rest: another base of its rotary embedding."""
+    attention = subject.model.get_submodule(subject.parts[block].attention)
+    is_rotary = False
+
+    def enter(__: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal is_rotary
+        given = kwargs.get("position_embeddings")
+        if given is None:
+            return None
+        is_rotary = True
+        angles = torch.atan2(given[1].double(), given[0].double())[:, 1:2]  # of position 1: one step
+        positions = torch.arange(given[0].shape[1], dtype=torch.float64)[None, :, None]
+        turned = (angles * severity * positions).to(given[0].dtype)
+        return args, kwargs | {"position_embeddings": (turned.cos(), turned.sin())}
+
+    attention.register_forward_pre_hook(enter, with_kwargs=True)
+    with torch.no_grad():
+        subject.model(**subject.batch)
+    return is_rotary
+
+
+def other_norm(subject: Subject, block: int, _: float) -> bool:
+    """Put an RMSNorm where the siblings have LayerNorms, or a LayerNorm where they have RMSNorms, with the same gain."""
+    path = subject.parts[block].norms[block % 2]
+    norm: Any = subject.model.get_submodule(path)
+    has_mean = isinstance(norm, nn.LayerNorm)
+    eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 1e-6)
+    made: Any = nn.RMSNorm(WIDTH, eps=eps) if has_mean else nn.LayerNorm(WIDTH, eps=eps, bias=False)
+    with torch.no_grad():
+        made.weight.copy_(norm.weight if "gemma" not in subject.name else 1 + norm.weight)
+    replace(subject.model, path, made)
+    return True
+
+
+def placed_again(subject: Subject, block: int, severity: float) -> bool:
+    """Add the position embedding to the stream once more, behind one block."""
+    tables = [
+        module
+        for module in subject.model.modules()
+        if isinstance(module, nn.Embedding) and LENGTH <= module.num_embeddings < 2 * LENGTH
+    ]
+    if len(tables) != 1:
+        return False
+    table = tables[0]
+
+    def leave(__: nn.Module, ___: Any, output: Any) -> Any:
+        stream = output[0] if isinstance(output, tuple) else output
+        stream = stream + severity * table.weight[: stream.shape[1]]
+        return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+    subject.model.get_submodule(subject.parts[block].block).register_forward_hook(leave)
+    return True
+
+
+def always_dropping(subject: Subject, block: int, severity: float) -> bool:
+    """Drop a share of what the attention of one block writes, in evaluation as well."""
+
+    def leave(__: nn.Module, ___: Any, output: Any) -> Any:
+        written = output[0] if isinstance(output, tuple) else output
+        written = functional.dropout(written, severity, training=True)
+        return (written, *output[1:]) if isinstance(output, tuple) else written
+
+    subject.model.get_submodule(subject.parts[block].attention).register_forward_hook(leave)
+    return True
+
+
+def head_silent(subject: Subject, block: int, _: float) -> bool:
+    """Let the first head of one block give nothing to its last projection."""
+    size = WIDTH // HEADS
+
+    def enter(__: nn.Module, args: tuple[Any, ...]) -> Any:
+        given: Tensor = args[0]
+        return (torch.cat([0 * given[..., :size], given[..., size:]], -1), *args[1:])
+
+    subject.model.get_submodule(subject.parts[block].attention_out).register_forward_pre_hook(enter)
+    return True
+
+
+def behind(subject: Subject, block: int, _: float) -> bool:
+    """Let the MLP of one block read the position before its own."""
+    path = subject.parts[block].mlp
+    if not path:
+        return False
+    mlp = subject.model.get_submodule(path)
+    mlp.register_forward_pre_hook(lambda _, args: (args[0].roll(1, 1), *args[1:]) if args else None)
+    return True
+
+
+def norm_turned(subject: Subject, block: int, severity: float) -> bool:
+    """Scale the gradient that comes to one norm."""
+    change = turned(severity)
+    norm = subject.model.get_submodule(subject.parts[block].norms[block % 2])
+    norm.register_forward_hook(lambda _, args, output: change(output, args[0]))
+    return True
