@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rheoscope.diagnostics.comparison import Comparison, compare
     from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
     from rheoscope.diagnostics.finding import Finding
+    from rheoscope.lab.coordinates import coordinate_check
+    from rheoscope.lab.scale_up import scale_up
     from rheoscope.probes.anatomy import Anatomy
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
@@ -35,9 +37,11 @@ __all__ = [
     "RheoscopeError",
     "attach",
     "compare",
+    "coordinate_check",
     "diagnose",
     "discover",
     "examine",
+    "scale_up",
     "write_report",
 ]
 
@@ -52,9 +56,11 @@ _HOMES = {
     "RheoscopeError": "probes.errors",
     "attach": "probes.recorder",
     "compare": "diagnostics.comparison",
+    "coordinate_check": "lab.coordinates",
     "diagnose": "diagnostics.diagnosis",
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
+    "scale_up": "lab.scale_up",
     "write_report": "reports.report",
 }
 

@@ -231,3 +231,31 @@ def test_a_baseline_of_another_model_exits_3(
     assert exit_code_of_main(monkeypatch, "check", folder, "--baseline", tmp_path / "other") == 3
     assert "Expected a baseline of the same model" in capsys.readouterr().err
     assert exit_code_of_main(monkeypatch, "compare", folder, departed, "--baseline", tmp_path / "other") == 3
+
+
+def test_the_lab_lists_every_experiment_with_its_question() -> None:
+    from rheoscope.lab.experiments import NAMES, experiment
+
+    code, output = called("lab", "list")
+
+    assert code == 0
+    for name in NAMES:
+        assert experiment(name).name == name
+        assert name[:12] in output
+
+
+def test_an_unknown_experiment_is_an_error_with_the_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of_main(monkeypatch, "lab", "alchemy") == 2
+    assert "Expected one of the experiments" in capsys.readouterr().err
+
+
+def test_own_models_are_asked_for_by_their_factory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of_main(monkeypatch, "lab", "scale-up") == 2
+    assert "module:function" in capsys.readouterr().err
+    code, output = called("lab", "coordinates", "--factory", "a:b", "--sizes", "12")
+    assert code == 2
+    assert "WIDTHxDEPTH" in output
