@@ -87,6 +87,16 @@ class Compared:
             for variant in [self.comparison.variant(label)]
         }
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """The depth of the last add of every block, where all variants have the same; else nothing."""
+        found = {
+            tuple(max(branch.depth for branch in block) for block in recording.anatomy.blocks)
+            for recording in self.comparison.recordings.values()
+        }
+        is_one = len(found) == 1 and all(len(r.anatomy.stacks) == 1 for r in self.comparison.recordings.values())
+        return list(found.pop()) if is_one else []
+
     def by_placement(self, column: str) -> str:
         """Return a column of the summary by norm placement, group after group, in words: one value, or from which to which."""
         rows = self.summary.dropna(subset=[column])

@@ -17,6 +17,7 @@ from . import words
 from .compared import Compared
 from .figures import COMPARISON_SECTIONS, RUN_SECTIONS
 from .figures.chart import Chart
+from .figures.profile import steps_to_bring_up
 from .theme import plain
 
 LEADING_CHARTS = ("skip-transmission", "amplification", "bias-share")  # whose titles head a comparison
@@ -46,6 +47,7 @@ class RunContent:
         sections: the charts, with the tables behind them.
         not_measured: what was not measured and why, in sentences.
         events: what happened during the run, in sentences.
+        steps_note: which steps the page can bring up, in words; "" where all are drawn.
         provenance: with what, and how, the recording was made.
     """
 
@@ -57,6 +59,7 @@ class RunContent:
     sections: Sequence[Section]
     not_measured: Sequence[str]
     events: Sequence[str]
+    steps_note: str
     provenance: Rows
 
 
@@ -100,15 +103,17 @@ def content(subject: Recording | Comparison, diagnosis: Diagnosis | None = None)
 
 
 def _run(recording: Recording, diagnosis: Diagnosis) -> RunContent:
+    tables = Tables(recording)
     return RunContent(
         title=plain(recording.manifest.get("label") or "") or "Stability report",
         recording=recording,
         diagnosis=diagnosis,
         facts=words.facts(recording),
         anatomy=words.anatomy_sentence(recording.anatomy),
-        sections=_sections(RUN_SECTIONS, Tables(recording)),
+        sections=_sections(RUN_SECTIONS, tables),
         not_measured=words.not_measured(recording),
         events=list(words.events(recording)),
+        steps_note=words.steps_note(len(steps_to_bring_up(tables)), recording),
         provenance=words.provenance(recording),
     )
 

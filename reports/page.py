@@ -23,6 +23,7 @@ from .sketch import describe, is_uniform, sketch, typical_block
 from .theme import counted, plain
 
 N_LEADING = 3  # findings at the head of a run, ill variants at the head of a comparison
+SCRIPTS = ("places.js", "charts.js", "controls.js", "boot.js")  # one script of the page, in this order
 MOST_FINDINGS = 200  # that one list of the page holds: a fault of a thousand blocks is told by the first of them
 
 
@@ -59,6 +60,8 @@ def _run(content: RunContent) -> dict[str, Any]:
         "not_measured": content.not_measured,
         "events": content.events,
         "provenance": content.provenance,
+        "blocks": [stack.n_blocks for stack in anatomy.stacks],
+        "steps_note": content.steps_note,
     }
 
 
@@ -76,6 +79,8 @@ def _comparison(content: ComparisonContent) -> dict[str, Any]:
         ],
         "not_measured": content.not_measured,
         "provenance": content.provenance,
+        "blocks": [max(r.anatomy.n_blocks for r in content.comparison.recordings.values())],
+        "steps_note": "",
     }
 
 
@@ -119,7 +124,7 @@ def _variants(comparison: Comparison) -> list[Picture]:
 
 
 def _page(template: str, sections: Sequence[Section], **context: Any) -> str:
-    boot, plotly = _asset("boot.js"), plotly_script()
+    boot, plotly = "".join(map(_asset, SCRIPTS)), plotly_script()
     charts = {chart.key: chart.figure for section in sections for chart in section.charts if chart.figure is not None}
     policy = (
         f"default-src 'none'; script-src '{plotly.digest}' '{digest(boot)}'; style-src 'unsafe-inline'; "

@@ -7,7 +7,8 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import heatmap, lines_over_depth
+from .heatmap import heatmap
+from .profile import profile
 
 _NO_BIAS = "No branch of this model ends in a bias that a hook can tell apart."
 
@@ -65,4 +66,10 @@ def coherence(tables: Tables) -> Chart:
         f"The bias gradient of block {int(top['block'])}'s {top['branch']} has {number(float(top['coherence']))} times the "
         "energy of random directions"
     )
-    return Chart(key, title, reading, lines_over_depth(frame, "coherence", "times random directions"), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "coherence", "times random directions"),
+        table=frame,
+    )

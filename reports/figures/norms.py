@@ -7,7 +7,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import lines_over_depth
+from .profile import profile
 
 _NO_NORM = "No norm was found between tensors that are recorded, or no step was sampled."
 
@@ -24,7 +24,13 @@ def norm_inputs(tables: Tables) -> Chart:
         return Chart(key, title, reading, absent=_NO_NORM)
     last = frame[frame["step"] == frame["step"].max()]["input_rms"]
     title = f"The norms read inputs of RMS {number(float(last.min()))} to {number(float(last.max()))}"
-    return Chart(key, title, reading, lines_over_depth(frame, "input_rms", "input RMS"), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "input_rms", "input RMS"),
+        table=frame,
+    )
 
 
 def norm_gains(tables: Tables) -> Chart:
@@ -39,7 +45,13 @@ def norm_gains(tables: Tables) -> Chart:
         return Chart(key, title, reading, absent=f"{_NO_NORM} Or no gradient came back to both of a norm's ends.")
     last = frame[frame["step"] == frame["step"].max()]["jacobian_gain"]
     title = f"The norms multiply the gradient by {number(float(last.min()))} to {number(float(last.max()))}"
-    return Chart(key, title, reading, lines_over_depth(frame, "jacobian_gain", "gain of the gradient"), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "jacobian_gain", "gain of the gradient"),
+        table=frame,
+    )
 
 
 def mean_energy(tables: Tables) -> Chart:
@@ -55,7 +67,7 @@ def mean_energy(tables: Tables) -> Chart:
         return Chart(key, title, reading, absent="No LayerNorm was found whose input is recorded.")
     last = frame[frame["step"] == frame["step"].max()]["mean_energy_removed"]
     title = f"LayerNorms take away up to {number(100 * float(last.max()))} % of their input's energy with the mean"
-    drawn = lines_over_depth(frame, "mean_energy_removed", "share of energy", log_y=False)
+    drawn = profile(tables, frame, "mean_energy_removed", "share of energy", log_y=False)
     return Chart(key, title, reading, drawn, table=frame)
 
 

@@ -8,7 +8,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, axis, figure, number
 
 from .chart import MOST_POINTS, Chart, extremes, rounded
-from .depth import finite
+from .lines import finite
 
 _ROWS = (("loss", "loss", False), ("gradient_norm", "gradient norm", True), ("lr", "learning rate", False))
 

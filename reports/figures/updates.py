@@ -6,7 +6,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import heatmap
+from .heatmap import heatmap
 
 
 def update_ratio(tables: Tables) -> Chart:
