@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 from rheoscope.diagnostics.comparison import Comparison
+from rheoscope.diagnostics.designs import outcomes
 from rheoscope.diagnostics.tables import Tables
 
 from .theme import PALETTE, number, plain
@@ -97,15 +98,27 @@ class Compared:
         is_one = len(found) == 1 and all(len(r.anatomy.stacks) == 1 for r in self.comparison.recordings.values())
         return list(found.pop()) if is_one else []
 
-    def by_placement(self, column: str) -> str:
-        """Return a column of the summary by norm placement, group after group, in words: one value, or from which to which."""
-        rows = self.summary.dropna(subset=[column])
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """The runs as cells of an experiment: see ``designs.outcomes``."""
+        columns = ["step", "loss", "lr"]
+        losses = {label: r.table("steps", columns=columns) for label, r in self.comparison.recordings.items()}
+        return outcomes(self.summary, losses)
+
+    def by_placement(self, values: str | Mapping[str, float]) -> str:
+        """Return values by norm placement, group after group, in words: one value, or from which to which.
+
+        Args:
+            values: a column of the summary, or label -> value.
+        """
+        found = self.summary[values] if isinstance(values, str) else self.summary["label"].map(dict(values))
+        rows = self.summary.assign(value=found).dropna(subset=["value"])
         parts = []
         for group in self.groups:
             inside = rows[rows["group"] == group]
             names = list(dict.fromkeys(inside["placement"]))
             text = ", ".join(
-                f"{_span(inside[inside['placement'] == name][column])} under {name}-norm" for name in names
+                f"{_span(inside[inside['placement'] == name]['value'])} under {name}-norm" for name in names
             )
             parts.append(f"{text} ({plain(group)})" if group else text)
         return "; ".join(parts)

@@ -15,6 +15,7 @@ from rheoscope.probes.recording import Recording
 
 from . import words
 from .compared import Compared
+from .designs import with_designs
 from .figures import COMPARISON_SECTIONS, RUN_SECTIONS
 from .figures.chart import Chart
 from .figures.profile import steps_to_bring_up
@@ -127,7 +128,7 @@ def _comparison(comparison: Comparison) -> ComparisonContent:
         title=plain(comparison.title or "Comparison of " + ", ".join(comparison.labels), 200),
         comparison=comparison,
         leads=[f"{charts[key].title}." for key in LEADING_CHARTS if charts[key].figure is not None],
-        summary=words.summary(compared.summary),
+        summary=words.summary(with_designs(compared)),
         sections=sections,
         not_measured=[f"{plain(label)}: {sentence}" for label, r in recordings for sentence in words.not_measured(r)],
         provenance=[(plain(label), [*words.facts(r), *words.provenance(r)]) for label, r in recordings],

@@ -63,6 +63,9 @@ SUMMARY_COLUMNS = {
     "bias_share": "largest bias share",
     "bias_gradient_share": "bias gradient share",
     "loss_last": "final loss",
+    "loss_interval": "final loss over seeds, 95 % interval",
+    "best_lr": "best learning rate",
+    "largest_stable_lr": "largest stable learning rate",
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from rheoscope.diagnostics.block_parameters import block_rms
 from rheoscope.diagnostics.coherence import bias_coherence
+from rheoscope.diagnostics.redundant_biases import redundant_biases
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
@@ -30,6 +32,25 @@ def bias_share(tables: Tables) -> Chart:
         f"(step {int(top['step'])})"
     )
     return Chart(key, title, reading, heatmap(frame, "bias_share", "bias share", log=False), table=frame)
+
+
+def drift(tables: Tables) -> Chart:
+    """Draw the RMS of every block's biases at every sampled step."""
+    frame = block_rms(tables, ["bias", "norm_bias"]).dropna(subset=["rms"])
+    key, title = "bias-drift", "Size of every block's biases"
+    reading = (
+        "RMS over all biases of a block, those of its norms included, after the optimizer's step. Nothing in the loss holds a "
+        "bias in place: a row that keeps brightening drifts."
+    )
+    if not len(frame):
+        return Chart(key, title, reading, absent="No block of this model has biases.")
+    last = frame[frame["step"] == frame["step"].max()]
+    top = last.loc[last["rms"].idxmax()]
+    start = frame[(frame["step"] == frame["step"].min()) & (frame["block"] == top["block"]) & (frame["stack"] == top["stack"])]
+    title = f"The largest biases are block {int(top['block'])}'s: RMS {number(float(top['rms']))}"
+    if frame["step"].nunique() > 1:
+        title += f", from {number(float(start['rms'].iloc[0]))} at the first sampled step"
+    return Chart(key, title, reading, heatmap(frame, "rms", "bias RMS", by="block"), table=frame)
 
 
 def bias_gradient_share(tables: Tables) -> Chart:
@@ -73,3 +94,20 @@ def coherence(tables: Tables) -> Chart:
         profile(tables, frame, "coherence", "times random directions"),
         table=frame,
     )
+
+
+def redundant(tables: Tables) -> Chart:
+    """List the biases with directions that have no gradient by construction."""
+    frame = redundant_biases(tables)
+    key, title = "redundant-biases", "Bias directions without any gradient"
+    reading = (
+        "Exact, whatever the weights: a bias on the keys shifts all logits of a query alike, which the softmax takes away (without "
+        "rotary positions and QK-norm); the mean of a bias that only LayerNorms read is subtracted by them. Measured: gradient of "
+        "a key bias over that of the branch's other biases, 0 up to rounding."
+    )
+    if not len(frame):
+        return Chart(key, title, reading, absent="No bias of this model is proved to be redundant in part by its anatomy.")
+    n, of = int(frame["redundant"].sum()), int(frame.drop_duplicates("bias")["size"].sum())
+    title = f"{n:,} of the {of:,} numbers in {frame['bias'].nunique():,} bias vectors have no gradient at all"
+    table = frame if frame["stack"].nunique() > 1 else frame.drop(columns="stack")
+    return Chart(key, title, reading, table=table.rename(columns={"redundant": "directions"}))

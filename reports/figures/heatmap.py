@@ -68,9 +68,9 @@ def heatmaps(
         cols=_A_ROW if len(grids) > 1 else 1,
         subplot_titles=[plot_text(title) for title in frames],
         horizontal_spacing=0.12,
-        vertical_spacing=min(0.2, 70 / (n_rows * (a_row + 70))),
+        vertical_spacing=min(0.3, 85 / (n_rows * (a_row + 85))),
     )
-    height = 90 + n_rows * (a_row + 70)
+    height = 90 + n_rows * (a_row + 85)
     drawn = go.Figure(made).update_layout(figure(height=height).layout)
     known = np.concatenate([grid.colours[np.isfinite(grid.colours)] for grid in grids])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
@@ -79,7 +79,8 @@ def heatmaps(
         for trace in _traces(cells, {"coloraxis": "coloraxis"}, log=log):
             drawn.add_trace(trace, **place)
         drawn.update_yaxes(**axis(""), type="category", nticks=min(len(cells.labels), 12), **place)
-        drawn.update_xaxes(**axis(_step_axis(cells)), type="category", nticks=min(len(cells.steps), 8), **place)
+        is_last = index >= len(grids) - _A_ROW
+        drawn.update_xaxes(**axis(_step_axis(cells) if is_last or cells.left_out else ""), type="category", nticks=min(len(cells.steps), 8), **place)
     shared = {"colorscale": SEQUENTIAL, "cmin": low, "cmax": high, "colorbar": _bar(unit, log=log)}
     return drawn.update_layout(coloraxis=shared, margin={"t": 50})
 

@@ -9,11 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rheoscope.reports.compared import Compared, Style
-from rheoscope.reports.theme import axis, figure, plot_text, settled
+from rheoscope.reports.theme import axis, figure, number, plot_text, settled
 
 from .chart import extremes
 from .lines import finite, shown
-
 
 MOST_POINTS = 500  # of one line
 
@@ -55,6 +54,9 @@ def panels(compared: Compared, lines: Lines, *, x: str, y: str, log_y: bool = Fa
         note = f" (of the longest line {left_out:,} points are not drawn)" if left_out else ""
         drawn.update_xaxes(**axis(x + note, log=log_x), row=1, col=column)
         drawn.update_yaxes(**axis(y if column == 1 else "", log=log_y), row=1, col=column)
+    if log_x:
+        ticks = sorted({x for trace in drawn.data for x in trace.x})
+        drawn.update_xaxes(tickvals=ticks, ticktext=[number(tick) for tick in ticks])
     drawn.update_layout(legend={"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0}, margin={"t": 40, "b": 110})
     drawn.update_layout(
         meta={"by": "block"} if along == {"block"} else {"ends": compared.ends} if along == {"depth"} else {}

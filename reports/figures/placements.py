@@ -71,6 +71,9 @@ def gradient_shares(compared: Compared) -> Chart:
         return rows.assign(ratio=rows["branch_rms"] / rows["skip_rms"].where(rows["skip_rms"] > 0)).sort_values("depth")
 
     frames = {label: frame(label) for label in compared.comparison.labels}
+    middle = {label: float(rows["ratio"].median()) for label, rows in frames.items() if rows["ratio"].notna().any()}
+    if middle:
+        title = f"Through the branches comes, of what comes along the skips (median over adds): {compared.by_placement(middle)}"
     if not any(len(rows) for rows in frames.values()):
         return Chart(key, title, reading, absent="The two paths of the gradient were not recorded.")
 

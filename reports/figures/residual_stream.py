@@ -42,6 +42,10 @@ def state_by_depth(tables: Tables) -> Chart:
     )
     first, final = float(last["rms"].iloc[0]), float(last["rms"].iloc[-1])
     title = f"The stream's RMS goes from {number(first)} after the first block to {number(final)} after the last"
+    power = growth_power(last)
+    if power is not None and not tables.anatomy.placement.startswith("post"):
+        title += f": it grows like the block's number to the power {number(power)}"
+        reading += " The power is 0.5 where writes are alike in size and independent, and 1 where they all point one way."
     return Chart(
         key,
         title,

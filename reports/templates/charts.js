@@ -59,7 +59,7 @@ function boldLines(figure, step) {
 
 function downloads(chart, key) {
   const heading = chart.closest("figure").querySelector("h3").textContent;
-  const row = document.createElement("p");
+  const row = document.createElement("div");
   row.className = "downloads";
   for (const format of ["png", "svg"]) {
     const button = document.createElement("button");

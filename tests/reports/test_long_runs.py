@@ -9,7 +9,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 from rheoscope.reports.figures.chart import MOST_POINTS, extremes, rounded, standing_out
-from rheoscope.reports.figures.heatmap import MOST_CELLS, MOST_COLUMNS, MOST_ROWS, heatmap
+from rheoscope.reports.figures.heatmap import MOST_CELLS, MOST_COLUMNS, heatmap
 from rheoscope.reports.figures.steps import loss_and_norms
 
 
