@@ -35,7 +35,11 @@ def block_share(tables: Tables, roles: Sequence[str], column: str) -> pd.DataFra
         column: a share of elements in table parameters: below_epsilon_share.
     """
     rows = _inside(tables, roles, column)
-    counts = rows.assign(counted=rows["n"] * rows[column].astype(float)).groupby(_BLOCK, as_index=False)[["counted", "n"]].sum()
+    counts = (
+        rows.assign(counted=rows["n"] * rows[column].astype(float))
+        .groupby(_BLOCK, as_index=False)[["counted", "n"]]
+        .sum()
+    )
     return counts[_BLOCK].assign(share=counts["counted"] / counts["n"].where(counts["n"] > 0))
 
 

@@ -29,6 +29,6 @@ def coherence_growth(frames: Mapping[str, pd.DataFrame], cells: Mapping[str, str
             rows.append((label, cells[label], n, values.mean(), values.min(), values.max(), cosine))
     found = pd.DataFrame(rows, columns=COLUMNS[:-1])
     smallest = found.sort_values("n_tokens", kind="stable").groupby("cell")[["n_tokens", "cosine"]].first()
-    least, cosine = found["cell"].map(smallest["n_tokens"]), found["cell"].map(smallest["cosine"])
-    predicted = (1 + (found["n_tokens"] - 1) * cosine).where(found["n_tokens"] > least)
+    least, expected = found["cell"].map(smallest["n_tokens"]), found["cell"].map(smallest["cosine"])
+    predicted = (1 + (found["n_tokens"] - 1) * expected).where(found["n_tokens"] > least)
     return found.assign(predicted=predicted)[COLUMNS]

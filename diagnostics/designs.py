@@ -74,7 +74,7 @@ def learning_rates(swept: pd.DataFrame) -> pd.DataFrame:
         is_stable = (ordered["n_stable"] == ordered["n_runs"]).cummin()
         stable = ordered.loc[is_stable, "lr"]
         losses = ordered.dropna(subset=["loss"])
-        best = float(losses.loc[losses["loss"].idxmin(), "lr"]) if len(losses) else np.nan
+        best = float(losses.sort_values("loss", kind="stable")["lr"].iloc[0]) if len(losses) else np.nan
         largest = float(stable.max()) if len(stable) else np.nan
         found = {"best_lr": best, "largest_stable_lr": largest, "is_bounded": bool((~is_stable).any())}
         rows.append({**dict(zip(_CELL, cell, strict=True)), **found})

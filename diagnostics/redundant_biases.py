@@ -56,30 +56,29 @@ def _keys(branch: Branch, first: pd.DataFrame, *, has_unturned_keys: bool) -> It
         return
     keys = attention.n_key_value_heads * attention.head_size
     fused = attention.n_heads * attention.head_size + 2 * keys
-    inner = [p.bias for p in branch.projections if p.bias in first.index and p.bias != branch.output_bias]
-    if len(inner) == 1 and int(first.loc[inner[0], "n"]) == fused:
-        yield {"bias": inner[0], "size": fused, "redundant": keys, "measured": np.nan, "why": KEY}
-    if len(inner) > 1:
-        gradients = first.loc[inner, "gradient_rms"].astype(float).sort_values(kind="stable")
-        least, next_least = (float(value) for value in gradients.iloc[:2])
-        others = float(np.sqrt((gradients.iloc[1:] ** 2).mean()))
+    names = [p.bias for p in branch.projections if p.bias is not None and p.bias != branch.output_bias]
+    inner = first[first.index.isin(names)].sort_values("gradient_rms", kind="stable")
+    sizes, gradients = inner["n"].astype(int).tolist(), inner["gradient_rms"].astype(float).to_numpy()
+    if sizes == [fused]:
+        yield {"bias": inner.index[0], "size": fused, "redundant": keys, "measured": np.nan, "why": KEY}
+    if len(inner) > 1 and sizes[0] == keys and gradients[1] > 0:
+        measured = float(gradients[0] / np.sqrt((gradients[1:] ** 2).mean()))
         # Logits near 0 leave the queries little gradient too: what is 0 to rounding lies far below that as well.
-        is_key = least <= _ROUNDING * others and least <= _APART * next_least and next_least > 0
-        name = str(gradients.index[0])
-        if is_key and int(first.loc[name, "n"]) == keys:
-            yield {"bias": name, "size": keys, "redundant": keys, "measured": least / others, "why": KEY}
+        if measured <= _ROUNDING and gradients[0] <= _APART * gradients[1]:
+            yield {"bias": inner.index[0], "size": keys, "redundant": keys, "measured": measured, "why": KEY}
 
 
 def _means(branch: Branch, stack: Stack, first: pd.DataFrame) -> Iterator[dict[str, Any]]:
     name = branch.output_bias
-    if name is None or name not in first.index:
+    sizes = first.loc[first.index == name, "n"].astype(int).tolist()
+    if name is None or not sizes:
         return
     role = {"post": "stream", "double": "output", "reordered": "output"}.get(branch.placement)
     why = MEAN if role in branch.direct_norms and branch.norm_kind == "layernorm" else ""
     if not why and _is_read_through_layernorms(stack):
         why = STREAM_MEAN
     if why:
-        yield {"bias": name, "size": int(first.loc[name, "n"]), "redundant": 1, "measured": np.nan, "why": why}
+        yield {"bias": name, "size": sizes[0], "redundant": 1, "measured": np.nan, "why": why}
 
 
 def _is_read_through_layernorms(stack: Stack) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+from rheoscope.diagnostics.block_values import block_values
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
 from rheoscope.diagnostics.tables import Tables
@@ -45,6 +46,7 @@ class RunContent:
         diagnosis: the verdict on it.
         facts: what was measured, on what.
         anatomy: what discovery found, in a sentence.
+        blocks: a few numbers of every block at the last sampled step.
         sections: the charts, with the tables behind them.
         not_measured: what was not measured and why, in sentences.
         events: what happened during the run, in sentences.
@@ -57,6 +59,7 @@ class RunContent:
     diagnosis: Diagnosis
     facts: Rows
     anatomy: str
+    blocks: pd.DataFrame
     sections: Sequence[Section]
     not_measured: Sequence[str]
     events: Sequence[str]
@@ -111,6 +114,7 @@ def _run(recording: Recording, diagnosis: Diagnosis) -> RunContent:
         diagnosis=diagnosis,
         facts=words.facts(recording),
         anatomy=words.anatomy_sentence(recording.anatomy),
+        blocks=block_values(tables),
         sections=_sections(RUN_SECTIONS, tables),
         not_measured=words.not_measured(recording),
         events=list(words.events(recording)),

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rheoscope.diagnostics.comparison import Comparison
@@ -20,6 +21,7 @@ from .content import ComparisonContent, RunContent, Section
 from .grid import grid
 from .script import digest, plotly_script
 from .sketch import describe, is_uniform, sketch, typical_block
+from .strip import left_out, strip
 from .theme import counted, plain
 
 N_LEADING = 3  # findings at the head of a run, ill variants at the head of a comparison
@@ -55,6 +57,7 @@ def _run(content: RunContent) -> dict[str, Any]:
         "facts": content.facts,
         "anatomy_sentence": content.anatomy,
         "sketches": _pictures(anatomy),
+        "strips": _strips(content.blocks, n_stacks=len(anatomy.stacks)),
         "branches": anatomy.to_frame().drop(columns=[c for c in ("stack",) if len(anatomy.stacks) < 2]),
         "not_judged": [plain(sentence, 500) for sentence in content.diagnosis.not_judged],
         "not_measured": content.not_measured,
@@ -95,6 +98,17 @@ def _pictures(anatomy: Anatomy) -> list[Picture]:
             title += ", all like this one" if is_uniform(stack) else ", the commonest of them like this one"
         found.append(Picture(title, "; ".join(describe(branch) for branch in branches), sketch(branches)))
     return found
+
+
+def _strips(blocks: pd.DataFrame, *, n_stacks: int) -> list[Picture]:
+    """Return one coloured column of blocks a stack."""
+    return [
+        Picture(
+            "Its blocks as measured" if n_stacks == 1 else f"Stack {stack}: its blocks as measured", left_out(rows),
+            strip(rows, n_stacks=n_stacks),
+        )
+        for stack, rows in blocks.groupby("stack")
+    ]  # fmt: skip
 
 
 def _ill(comparison: Comparison) -> list[tuple[str, str, words.Item]]:

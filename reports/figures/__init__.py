@@ -107,7 +107,7 @@ COMPARISON_SECTIONS: tuple[tuple[str, str, str, tuple[ComparisonChart, ...]], ..
     (
         "profiles",
         "Signal and gradient by depth",
-        "Measured at init, with the closed form over it where the assumptions of one hold; then the gradient as training goes on.",
+        "Measured at init, the closed form over it where the assumptions of one hold; then the gradient as training goes on.",
         (profiles.state_rms, profiles.gradient_rms, variant_grids.gradients),
     ),
     (

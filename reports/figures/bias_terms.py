@@ -103,8 +103,8 @@ def losses(compared: Compared) -> Chart:
     """Draw the loss of every run."""
     key, title = "losses", "Loss"
     reading = (
-        "Every run is one line. Runs that differ in their seed alone differ too: a gap of that size between two designs is chance, "
-        "not a ranking."
+        "Every run is one line. Runs that differ in their seed alone differ too: a gap of that size between two designs is "
+        "chance, not a ranking."
     )
     frames = {label: tables.steps.dropna(subset=["loss"]) for label, tables in compared.runs.items()}
     if not any(len(frame) > 1 for frame in frames.values()):

@@ -46,7 +46,9 @@ def drift(tables: Tables) -> Chart:
         return Chart(key, title, reading, absent="No block of this model has biases.")
     last = frame[frame["step"] == frame["step"].max()]
     top = last.loc[last["rms"].idxmax()]
-    start = frame[(frame["step"] == frame["step"].min()) & (frame["block"] == top["block"]) & (frame["stack"] == top["stack"])]
+    start = frame[
+        (frame["step"] == frame["step"].min()) & (frame["block"] == top["block"]) & (frame["stack"] == top["stack"])
+    ]
     title = f"The largest biases are block {int(top['block'])}'s: RMS {number(float(top['rms']))}"
     if frame["step"].nunique() > 1:
         title += f", from {number(float(start['rms'].iloc[0]))} at the first sampled step"
@@ -101,12 +103,14 @@ def redundant(tables: Tables) -> Chart:
     frame = redundant_biases(tables)
     key, title = "redundant-biases", "Bias directions without any gradient"
     reading = (
-        "Exact, whatever the weights: a bias on the keys shifts all logits of a query alike, which the softmax takes away (without "
-        "rotary positions and QK-norm); the mean of a bias that only LayerNorms read is subtracted by them. Measured: gradient of "
-        "a key bias over that of the branch's other biases, 0 up to rounding."
+        "Exact, whatever the weights: a bias on the keys shifts all logits of a query alike, which the softmax takes away "
+        "(without rotary positions and QK-norm); the mean of a bias that only LayerNorms read is subtracted by them. Measured: "
+        "gradient of a key bias over that of the branch's other biases, 0 up to rounding."
     )
     if not len(frame):
-        return Chart(key, title, reading, absent="No bias of this model is proved to be redundant in part by its anatomy.")
+        return Chart(
+            key, title, reading, absent="No bias of this model is proved to be redundant in part by its anatomy."
+        )
     n, of = int(frame["redundant"].sum()), int(frame.drop_duplicates("bias")["size"].sum())
     title = f"{n:,} of the {of:,} numbers in {frame['bias'].nunique():,} bias vectors have no gradient at all"
     table = frame if frame["stack"].nunique() > 1 else frame.drop(columns="stack")

@@ -80,7 +80,12 @@ def heatmaps(
             drawn.add_trace(trace, **place)
         drawn.update_yaxes(**axis(""), type="category", nticks=min(len(cells.labels), 12), **place)
         is_last = index >= len(grids) - _A_ROW
-        drawn.update_xaxes(**axis(_step_axis(cells) if is_last or cells.left_out else ""), type="category", nticks=min(len(cells.steps), 8), **place)
+        drawn.update_xaxes(
+            **axis(_step_axis(cells) if is_last or cells.left_out else ""),
+            type="category",
+            nticks=min(len(cells.steps), 8),
+            **place,
+        )
     shared = {"colorscale": SEQUENTIAL, "cmin": low, "cmax": high, "colorbar": _bar(unit, log=log)}
     return drawn.update_layout(coloraxis=shared, margin={"t": 50})
 

@@ -14,10 +14,10 @@ from .chart import Chart
 def outlook(tables: Tables) -> Chart:
     """List the quantities that reach their limit if they go on as they did."""
     key, title = "forecasts", "Where the run is heading"
-    watched = ", ".join(quantity.name.removeprefix("The ").lower() for quantity in QUANTITIES)
+    watched = ", ".join(quantity.name.removeprefix("The ") for quantity in QUANTITIES)
     reading = (
-        f"Watched: {watched}. Of each the place that reaches its limit first, where the growth over the last sampled steps is "
-        "steady enough to tell; how far to trust this is measured in docs/forecasts.md."
+        f"Watched: {watched[0].lower()}{watched[1:]}. Of each the place that reaches its limit first, where the growth over the "
+        "last sampled steps is steady enough to tell; how far to trust this is measured in docs/forecasts.md."
     )
     n = len(tables.sampled_steps)
     if n < FORECAST_LEAST_POINTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rheoscope.diagnostics.block_parameters import block_rms, block_share
+from rheoscope.diagnostics.frames import largest
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
@@ -40,7 +41,8 @@ def weights(tables: Tables) -> Chart:
     first, last = (frame.loc[frame["step"] == step, "rms"] for step in (frame["step"].min(), frame["step"].max()))
     title = f"The blocks' weights have an RMS of {number(float(first.median()))} (median)"
     if frame["step"].nunique() > 1:
-        title = f"The blocks' weights go from an RMS of {number(float(first.median()))} to {number(float(last.median()))} (median)"
+        ends = f"{number(float(first.median()))} to {number(float(last.median()))}"
+        title = f"The blocks' weights go from an RMS of {ends} (median)"
     return Chart(key, title, reading, heatmap(frame, "rms", "weight RMS", by="block"), table=frame)
 
 
@@ -54,7 +56,7 @@ def staleness(tables: Tables) -> Chart:
     )
     if not len(frame):
         return Chart(key, title, reading, absent=_NO_ADAM)
-    top = frame.loc[frame["rms"].idxmax()]
+    top = largest(frame, "rms")
     title = (
         f"Gradients reach {number(float(top['rms']))} times what Adam remembers, in block {int(top['block'])} at step "
         f"{int(top['step'])}"
@@ -72,9 +74,13 @@ def below_epsilon(tables: Tables) -> Chart:
     )
     if not len(frame):
         return Chart(key, title, reading, absent=_NO_ADAM)
-    last = frame[frame["step"] == frame["step"].max()]
-    top = last.loc[last["share"].idxmax()]
+    last, top = frame[frame["step"] == frame["step"].max()], largest(frame, "share")
     if not frame["share"].any():
-        return Chart(key, title, reading, absent="At no sampled step did a block's weights lie below epsilon.", table=last)
-    title = f"At the last sampled step up to {number(100 * float(top['share']))} % of a block's weights lie below Adam's epsilon"
+        return Chart(
+            key, title, reading, absent="At no sampled step did a weight of a block lie below epsilon.", table=last
+        )
+    title = (
+        f"Up to {number(100 * float(top['share']))} % of block {int(top['block'])}'s weights lie below Adam's epsilon (step "
+        f"{int(top['step'])}), at most {number(100 * float(last['share'].max()))} % of a block's at the last sampled step"
+    )
     return Chart(key, title, reading, heatmap(frame, "share", "share", by="block", log=False), table=frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rheoscope.diagnostics.frames import block_states
+from rheoscope.diagnostics.growth_law import growth_power
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
@@ -45,7 +46,9 @@ def state_by_depth(tables: Tables) -> Chart:
     power = growth_power(last)
     if power is not None and not tables.anatomy.placement.startswith("post"):
         title += f": it grows like the block's number to the power {number(power)}"
-        reading += " The power is 0.5 where writes are alike in size and independent, and 1 where they all point one way."
+        reading += (
+            " The power is 0.5 where writes are alike in size and independent, and 1 where they all point one way."
+        )
     return Chart(
         key,
         title,

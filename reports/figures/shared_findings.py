@@ -13,8 +13,8 @@ def by_variant(compared: Compared) -> Chart:
     """List warnings and errors by their kind, with the variants that have them."""
     key, title = "findings-by-variant", "Which findings appear and vanish"
     reading = (
-        "One row a kind of warning or error, one column a variant: its severity and the first block it names; – where it does not "
-        "appear. Kinds that all variants share stand last: they tell nothing apart."
+        "One row a kind of warning or error, one column a variant: its severity and the first block it names; – where it does "
+        "not appear. Kinds that all variants share stand last: they tell nothing apart."
     )
     table = findings_by_variant(compared.comparison)
     if not len(table):

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from rheoscope.diagnostics.coherence import bias_coherence
 from rheoscope.diagnostics.coherence_growth import coherence_growth
+from rheoscope.diagnostics.frames import records
 from rheoscope.diagnostics.redundant_biases import redundant_biases
 from rheoscope.reports.compared import Compared
 from rheoscope.reports.theme import PALETTE, axis, figure, number, plot_text, settled
@@ -19,12 +20,12 @@ def coherence(compared: Compared) -> Chart:
     """Draw the coherence of the bias gradients against the tokens of a batch."""
     key, title = "bias-coherence", "Coherence of bias gradients against batch tokens"
     reading = (
-        "A bias's gradient is the sum of the tokens' gradients at its branch's output. Coherence is its squared norm over the sum "
-        "of the tokens' squared norms: 1 where they point in random directions (dotted), the number of tokens where all agree. "
-        "With a mean cosine c between two tokens it is 1 + (n - 1) c for n tokens. Mean over the biases, at the first sampled "
-        "step; bars from the lowest to the highest."
+        "A bias's gradient is the sum of the tokens' gradients at its branch's output. Coherence is its squared norm over the "
+        "sum of the tokens' squared norms: 1 where they point in random directions (dotted), the number of tokens where "
+        "all agree. With a mean cosine c between two tokens it is 1 + (n - 1) c for n tokens. Mean over the biases, at "
+        "the first sampled step; bars from the lowest to the highest."
     )
-    rows = {row["label"]: row for row in compared.summary.to_dict("records")}
+    rows = {row["label"]: row for row in records(compared.summary)}
     cells = {str(label): f"{row['group']}|{row['placement']}|{row['has_biases']}" for label, row in rows.items()}
     found = coherence_growth({label: bias_coherence(tables) for label, tables in compared.runs.items()}, cells)
     if not len(found):
@@ -36,8 +37,8 @@ def coherence(compared: Compared) -> Chart:
     if len(tested):
         off = (tested["coherence"] / tested["predicted"]).agg(["min", "max"])
         title = (
-            f"Bias gradients gather with the batch: {number(float(off['min']))} to {number(float(off['max']))} of what the smallest "
-            "batch's cosine predicts"
+            f"Bias gradients gather with the batch: {number(float(off['min']))} to {number(float(off['max']))} of what the "
+            "smallest batch's cosine predicts"
         )
         reading += " Crosses: what the cosine of the smallest batch of the same design predicts."
     else:
@@ -48,7 +49,7 @@ def coherence(compared: Compared) -> Chart:
         )
     drawn = figure(y="coherence", log_y=True)
     is_axis = found["n_tokens"].nunique() > 1  # one batch size alone makes no axis: then variants stand side by side
-    for row in found.to_dict("records"):
+    for row in records(found):
         style, name = compared.styles[row["label"]], plot_text(row["label"])
         drawn.add_trace(_point(row["n_tokens"] if is_axis else name, row, name, style.colour, style.symbol))
     if len(tested):
@@ -92,10 +93,10 @@ def redundant(compared: Compared) -> Chart:
     """List the directions of biases that have no gradient by construction."""
     key, title = "redundant-biases", "Bias directions without any gradient"
     reading = (
-        "Exact, whatever the weights: a bias on the keys shifts all logits of a query alike, which the softmax takes away (without "
-        "rotary positions and QK-norm); the mean of a bias that only LayerNorms read is subtracted by them. Such directions cost "
-        "memory and do nothing. Measured: the largest gradient of such a key bias over that of the branch's other biases, 0 up to "
-        "rounding."
+        "Exact, whatever the weights: a bias on the keys shifts all logits of a query alike, which the softmax takes away "
+        "(without rotary positions and QK-norm); the mean of a bias that only LayerNorms read is subtracted by them. "
+        "Such directions cost memory and do nothing. Measured: the largest gradient of such a key bias over that of the "
+        "branch's other biases, 0 up to rounding."
     )
     frames = {label: redundant_biases(tables) for label, tables in compared.runs.items()}
     found = pd.concat(

@@ -41,9 +41,9 @@ def bias_shares(compared: Compared) -> Chart:
     """Draw the bias share of every block at every sampled step, variant and kind of branch by kind."""
     key, title = "bias-share-grids", "Bias share of the write, block by step and branch by branch"
     reading = (
-        "Energy of the last projection's bias over energy of the branch's output, one heatmap a variant and kind of branch, all on "
-        "one scale of colours. Where the ground shows the bias is still 0. A row brighter than the others is a block that says "
-        "much of the same at every token."
+        "Energy of the last projection's bias over energy of the branch's output, one heatmap a variant and kind of branch, all "
+        "on one scale of colours. Where the ground shows the bias is still 0. A row brighter than the others is a block "
+        "that says much of the same at every token."
     )
     frames: dict[str, pd.DataFrame] = {}
     for label, tables in compared.runs.items():

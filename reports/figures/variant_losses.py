@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rheoscope.diagnostics.designs import interaction, learning_rates, sweep
+from rheoscope.diagnostics.frames import records
 from rheoscope.reports.compared import Compared
 from rheoscope.reports.theme import PALETTE, axis, figure, number, plot_text
 
@@ -30,7 +31,7 @@ def learning_rate(compared: Compared) -> Chart:
         why = "No two runs of one placement, with and without biases apart, were trained at different learning rates."
         return Chart(key, title, reading, absent=why)
     best = learning_rates(swept)
-    said = [f"{number(row['best_lr'])} ({cell_name(row)})" for row in best.to_dict("records") if row["best_lr"] > 0]
+    said = [f"{number(row['best_lr'])} ({cell_name(row)})" for row in records(best) if row["best_lr"] > 0]
     title = f"The loss is lowest at a learning rate of {', '.join(said)}" if said else title
     drawn = figure(y="final loss", height=430)
     top = float(swept[["loss", "high"]].max().max()) if swept["loss"].notna().any() else 1.0
@@ -57,9 +58,9 @@ def crossed(compared: Compared) -> Chart:
     """Draw what biases change under one placement more than under another, with intervals over seeds."""
     key, title = "interaction", "Interaction of placement and biases"
     reading = (
-        "Left: mean final loss of every cell with its 95 % interval over seeds. Right: how much more biases change the loss under "
-        "one placement than under the other, with Welch's 95 % interval. An interval that holds 0 shows no interaction that these "
-        "seeds could tell from chance."
+        "Left: mean final loss of every cell with its 95 % interval over seeds. Right: how much more biases change the loss "
+        "under one placement than under the other, with Welch's 95 % interval. An interval that holds 0 shows no "
+        "interaction that these seeds could tell from chance."
     )
     found = interaction(compared.outcomes)
     if not len(found):
@@ -70,7 +71,7 @@ def crossed(compared: Compared) -> Chart:
         return Chart(key, title, reading, absent=why)
     cells, effects = found[found["effect"] == ""], found[found["effect"] != ""]
     said = []
-    for row in effects.to_dict("records"):
+    for row in records(effects):
         is_clear = row["low"] > 0 or row["high"] < 0
         where = f" ({row['group']})" if row["group"] else ""
         said.append(
@@ -80,10 +81,10 @@ def crossed(compared: Compared) -> Chart:
     title = f"Biases change the final loss, {'; '.join(said)}"
     made = make_subplots(rows=1, cols=2, column_widths=[0.65, 0.35], horizontal_spacing=0.12)
     drawn = go.Figure(made).update_layout(figure(height=380).layout)
-    names = [plot_text(cell_name(row)) for row in cells.to_dict("records")]
+    names = [plot_text(cell_name(row)) for row in records(cells)]
     dot = {"size": 9, "color": PALETTE[0]}
     drawn.add_trace(_intervals(names, cells, "final loss", marker=dot, mode="markers"), row=1, col=1)
-    pairs = [plot_text(f"{row['placement']} {row['group']}".strip()) for row in effects.to_dict("records")]
+    pairs = [plot_text(f"{row['placement']} {row['group']}".strip()) for row in records(effects)]
     square = {"size": 10, "color": PALETTE[1], "symbol": "square"}
     drawn.add_trace(_intervals(pairs, effects, "interaction", marker=square, mode="markers"), row=1, col=2)
     drawn.add_hline(y=0, line={"dash": "dot", "color": PALETTE[-1]}, row=1, col=2)

@@ -51,7 +51,7 @@ function boldLines(figure, step) {
       ...like,
       ...lineAt(figure, profile, step),
       mode: "lines+markers",
-      line: { ...like.line, color: ink, width: 4 },
+      line: { ...like.line, color: ink, width: 3 },
       marker: { size: 9, color: ink, symbol: "circle-open" },
     };
   });
