@@ -94,7 +94,7 @@ def interaction(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as ``outcomes`` gives them.
     """
     rows: list[dict[str, Any]] = []
-    for group, mine in runs[runs["is_stable"]].groupby("group", sort=False):
+    for group, mine in runs[runs["is_stable"].astype(bool)].groupby("group", sort=False):
         placements = list(dict.fromkeys(mine["placement"]))
         cells = {
             (placement, biases): mine.loc[

@@ -81,6 +81,7 @@ def test_every_chart_of_a_run_is_drawn_and_has_its_numbers(run: Recording) -> No
     assert absent == [
         "No hidden value was exactly 0, as with a smooth activation.",
         "No branch of this model routes tokens to experts, as far as could be seen.",
+        "A forecast needs 8 sampled steps; this recording has 3.",
     ]
     assert {"norm-inputs", "norm-gains", "mean-energy", "bias-coherence", "hidden-kurtosis", "log-z"} <= set(
         figures(text)
