@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rheoscope.probes.anatomy import Branch, Stack
 
+from .frames import records
 from .tables import Tables
 
 COLUMNS = ["stack", "block", "branch", "bias", "size", "redundant", "measured", "why"]
@@ -37,48 +38,50 @@ def redundant_biases(tables: Tables) -> pd.DataFrame:
     """
     rows = tables.parameters
     seen = rows[rows["gradient_rms"].notna()]
-    first = seen[seen["step"] == seen["step"].min()].drop_duplicates("name").set_index("name")
+    first = seen[seen["step"] == seen["step"].min()].drop_duplicates("name")
+    known = {
+        row["name"]: (int(row["n"]), float(row["gradient_rms"]))
+        for row in records(first[["name", "n", "gradient_rms"]])
+    }
     has_unturned_keys = tables.anatomy.positions in _UNTURNED
-    found = [
-        {"stack": branch.stack, "block": branch.block, "branch": branch.kind, **row}
-        for stack in tables.anatomy.stacks
-        for branch in stack.branches
-        for row in [*_keys(branch, first, has_unturned_keys=has_unturned_keys), *_means(branch, stack, first)]
-    ]
+    found = []
+    for stack in tables.anatomy.stacks:
+        is_normed = _is_read_through_layernorms(stack)
+        for branch in stack.branches:
+            place = {"stack": stack.index, "block": branch.block, "branch": branch.kind}
+            keys = _keys(branch, known) if has_unturned_keys else ()
+            found += [{**place, **row} for row in (*keys, *_means(branch, known, is_normed=is_normed))]
     return pd.DataFrame(found, columns=COLUMNS)
 
 
-def _keys(branch: Branch, first: pd.DataFrame, *, has_unturned_keys: bool) -> Iterator[dict[str, Any]]:
+def _keys(branch: Branch, known: Mapping[str, tuple[int, float]]) -> Iterator[dict[str, Any]]:
     attention = branch.attention
-    if branch.kind != "attention" or attention is None or attention.qk_norm != "none" or not has_unturned_keys:
+    if branch.kind != "attention" or attention is None or attention.qk_norm != "none":
         return
     if not (attention.n_heads and attention.n_key_value_heads and attention.head_size):
         return
     keys = attention.n_key_value_heads * attention.head_size
     fused = attention.n_heads * attention.head_size + 2 * keys
-    names = [p.bias for p in branch.projections if p.bias is not None and p.bias != branch.output_bias]
-    inner = first[first.index.isin(names)].sort_values("gradient_rms", kind="stable")
-    sizes, gradients = inner["n"].astype(int).tolist(), inner["gradient_rms"].astype(float).to_numpy()
-    if sizes == [fused]:
-        yield {"bias": inner.index[0], "size": fused, "redundant": keys, "measured": np.nan, "why": KEY}
-    if len(inner) > 1 and sizes[0] == keys and gradients[1] > 0:
-        measured = float(gradients[0] / np.sqrt((gradients[1:] ** 2).mean()))
+    names = [p.bias for p in branch.projections if p.bias in known and p.bias != branch.output_bias]
+    inner = sorted((known[name][1], known[name][0], name) for name in dict.fromkeys(names) if name is not None)
+    if len(inner) == 1 and inner[0][1] == fused:
+        yield {"bias": inner[0][2], "size": fused, "redundant": keys, "measured": np.nan, "why": KEY}
+    if len(inner) > 1 and inner[0][1] == keys and inner[1][0] > 0:
+        (least, _, name), others = inner[0], np.array([gradient for gradient, _, _ in inner[1:]])
+        measured = float(least / np.sqrt((others**2).mean()))
         # Logits near 0 leave the queries little gradient too: what is 0 to rounding lies far below that as well.
-        if measured <= _ROUNDING and gradients[0] <= _APART * gradients[1]:
-            yield {"bias": inner.index[0], "size": keys, "redundant": keys, "measured": measured, "why": KEY}
+        if measured <= _ROUNDING and least <= _APART * others[0]:
+            yield {"bias": name, "size": keys, "redundant": keys, "measured": measured, "why": KEY}
 
 
-def _means(branch: Branch, stack: Stack, first: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _means(branch: Branch, known: Mapping[str, tuple[int, float]], *, is_normed: bool) -> Iterator[dict[str, Any]]:
     name = branch.output_bias
-    sizes = first.loc[first.index == name, "n"].astype(int).tolist()
-    if name is None or not sizes:
+    if name is None or name not in known:
         return
     role = {"post": "stream", "double": "output", "reordered": "output"}.get(branch.placement)
-    why = MEAN if role in branch.direct_norms and branch.norm_kind == "layernorm" else ""
-    if not why and _is_read_through_layernorms(stack):
-        why = STREAM_MEAN
+    why = MEAN if role in branch.direct_norms and branch.norm_kind == "layernorm" else STREAM_MEAN if is_normed else ""
     if why:
-        yield {"bias": name, "size": sizes[0], "redundant": 1, "measured": np.nan, "why": why}
+        yield {"bias": name, "size": known[name][0], "redundant": 1, "measured": np.nan, "why": why}
 
 
 def _is_read_through_layernorms(stack: Stack) -> bool:

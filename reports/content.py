@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 from rheoscope.diagnostics.block_values import block_values
@@ -19,10 +18,12 @@ from .compared import Compared
 from .designs import with_designs
 from .figures import COMPARISON_SECTIONS, RUN_SECTIONS
 from .figures.chart import Chart
+from .figures.outlook import outlook
 from .figures.profile import steps_to_bring_up
 from .theme import plain
 
 LEADING_CHARTS = ("skip-transmission", "amplification", "bias-share")  # whose titles head a comparison
+OUTLOOK = (("forecasts-made", "Forecasts", "", (outlook,)),)  # drawn of the verdict as well
 Rows = Sequence[tuple[str, str]]
 
 
@@ -115,7 +116,7 @@ def _run(recording: Recording, diagnosis: Diagnosis) -> RunContent:
         facts=words.facts(recording),
         anatomy=words.anatomy_sentence(recording.anatomy),
         blocks=block_values(tables),
-        sections=_sections(RUN_SECTIONS, tables),
+        sections=[*_sections(RUN_SECTIONS, tables), *_sections(OUTLOOK, tables, diagnosis)],
         not_measured=words.not_measured(recording),
         events=list(words.events(recording)),
         steps_note=words.steps_note(len(steps_to_bring_up(tables)), recording),
@@ -140,21 +141,21 @@ def _comparison(comparison: Comparison) -> ComparisonContent:
 
 
 def _sections(
-    sections: Sequence[tuple[str, str, str, Sequence[Callable[[Any], Chart]]]], subject: object
+    sections: Sequence[tuple[str, str, str, Sequence[Callable[..., Chart]]]], *subjects: object
 ) -> list[Section]:
     return [
-        Section(key, title, intro, [_drawn(chart, subject) for chart in charts])
+        Section(key, title, intro, [_drawn(chart, *subjects) for chart in charts])
         for key, title, intro, charts in sections
     ]
 
 
-def _drawn(figure: Callable[[Any], Chart], subject: object) -> Chart:
+def _drawn(figure: Callable[..., Chart], *subjects: object) -> Chart:
     """Return the chart with a title of printable text: branches and variants are named by others.
 
     One that cannot be drawn says so: a recording with tables that contradict each other still gets its other charts.
     """
     try:
-        chart = figure(subject)
+        chart = figure(*subjects)
     except RecordingError:
         raise
     except Exception as error:  # noqa: BLE001 - the rest of the page is worth having

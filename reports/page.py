@@ -19,7 +19,7 @@ from rheoscope.probes.anatomy import Anatomy
 from . import words
 from .content import ComparisonContent, RunContent, Section
 from .grid import grid
-from .script import digest, plotly_script
+from .script import digest, packed, plotly_script
 from .sketch import describe, is_uniform, sketch, typical_block
 from .strip import left_out, strip
 from .theme import counted, plain
@@ -161,9 +161,8 @@ def _page(template: str, sections: Sequence[Section], **context: Any) -> str:
 
 
 def _data(value: object) -> Markup:
-    """Return JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    """Return JSON, packed."""
+    return Markup(packed(json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True), level=6))
 
 
 @cache

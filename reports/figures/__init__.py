@@ -12,7 +12,6 @@ from . import (
     hyperparameters,
     logits,
     norms,
-    outlook,
     parameters,
     placements,
     profiles,
@@ -88,7 +87,6 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
         (parameters.update_ratio, parameters.weights, parameters.staleness, parameters.below_epsilon),
     ),
     ("the-run-itself", "The run", "", (steps.loss_and_norms, logits.log_z)),
-    ("forecasts-made", "Forecasts", "", (outlook.outlook,)),
     (
         "design",
         "Design beside published models",

@@ -134,7 +134,9 @@ def _traces(cells: Cells, scale: Mapping[str, Any], *, log: bool) -> list[Any]:
         go.Heatmap(
             x=names,
             y=cells.labels,
-            z=[[None if np.isnan(v) else rounded(float(v), 4) for v in row] for row in cells.colours],
+            z=np.array(
+                [[None if v != v else rounded(v, 4) for v in row] for row in cells.colours.tolist()], dtype=object
+            ),
             meta={"log": log, "words": _words(cells.values, cells.colours)},
             hovertemplate="%{y}, step %{x}<br>%{customdata}<extra></extra>",
             xgap=1 if len(names) < 60 else 0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pandas as pd
-from rheoscope.diagnostics.forecast import QUANTITIES, forecasts
+from rheoscope.diagnostics.diagnosis import Diagnosis
+from rheoscope.diagnostics.forecast import QUANTITIES
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.diagnostics.thresholds import FORECAST_LEAST_POINTS
 from rheoscope.reports.theme import number, plain
@@ -11,8 +12,8 @@ from rheoscope.reports.theme import number, plain
 from .chart import Chart
 
 
-def outlook(tables: Tables) -> Chart:
-    """List the quantities that reach their limit if they go on as they did."""
+def outlook(tables: Tables, diagnosis: Diagnosis) -> Chart:
+    """List the quantities that, as was judged, reach their limit if they go on as they did."""
     key, title = "forecasts", "Where the run is heading"
     watched = ", ".join(quantity.name.removeprefix("The ") for quantity in QUANTITIES)
     reading = (
@@ -23,7 +24,9 @@ def outlook(tables: Tables) -> Chart:
     if n < FORECAST_LEAST_POINTS:
         why = f"A forecast needs {FORECAST_LEAST_POINTS} sampled steps; this recording has {n}."
         return Chart(key, title, reading, absent=why)
-    found = sorted(forecasts(tables), key=lambda finding: finding.evidence.observed or 0.0)
+    codes = {quantity.code for quantity in QUANTITIES}
+    made = [finding for finding in diagnosis if finding.code in codes]
+    found = sorted(made, key=lambda finding: finding.evidence.observed or 0.0)
     if not found:
         return Chart(key, title, reading, absent="No watched quantity grows steadily towards its limit.")
     first = found[0]

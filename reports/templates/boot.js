@@ -12,7 +12,7 @@
     say("This browser is too old to draw the charts (it lacks DecompressionStream). The numbers stand in the tables.");
     return;
   }
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const figures = JSON.parse(await inflated("figures"));
   const script = document.createElement("script");
   script.textContent = await inflated("plotly");
   document.head.append(script);

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from page_reading import figures
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.diagnosis import Diagnosis
 from rheoscope.probes.errors import ReportError
@@ -35,14 +36,6 @@ class Elements(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.found and self.found[-1][0] == "script":
             self.scripts[-1] += data
-
-
-def figures(text: str) -> dict[str, dict[str, object]]:
-    """Return the figures that a page carries."""
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
-    assert found
-    loaded: dict[str, dict[str, object]] = json.loads(found[1])
-    return loaded
 
 
 @pytest.mark.parametrize("subject", ["run", "check_up", "comparison", "empty", "not_finite", "hostile"])
