@@ -44,8 +44,11 @@ function controls(figures, changed) {
     settle();
   }
 
+  // Tables name the stack where a model has one alone too; the address does not.
+  const short = (place) => place && (counts.length > 1 ? place : { block: place.block });
+
   view.choose = (place) => {
-    view.place = place;
+    view.place = short(place);
     address();
     show();
   };
@@ -65,7 +68,7 @@ function controls(figures, changed) {
     const value = (name) => parts.find((part) => part.startsWith(`${name}=`))?.slice(name.length + 1);
     const place = placeFrom(value("block")), step = Number(value("step"));
     view.anchor = parts[0].includes("=") ? "" : parts[0];
-    if (place) view.place = place;
+    if (place) view.place = short(place);
     if (value("step") !== undefined && steps.length && Number.isFinite(step)) {
       view.step = steps.findLast((held) => held <= step) ?? steps[0];
       view.moved = true;
@@ -93,7 +96,7 @@ function controls(figures, changed) {
   addEventListener("hashchange", read);
   document.addEventListener("click", (event) => {
     const link = event.target.closest("[data-place]"), row = event.target.closest("tbody tr");
-    const place = link ? placeFrom(link.dataset.place) : row && placeOfRow(row);
+    const place = short(link ? placeFrom(link.dataset.place) : row && placeOfRow(row));
     if (!place || String(getSelection()).length) return;
     if (link) event.preventDefault();
     view.choose(view.place && written(view.place) === written(place) && !link ? null : place);

@@ -60,8 +60,8 @@ function spans(figure, place) {
 function frames(figure, place, ink) {
   if (!place) return [];
   return spans(figure, place).map(({ axis, along, low, high }) => {
-    const other = figure.layout[axis.replace(/^[xy]/, (name) => `${name}axis`)]?.anchor;
-    const across = other && other !== "free" ? `${other} domain` : "paper";
+    const partner = axis.replace(/^[xy]/, (name) => (name === "x" ? "y" : "x"));
+    const across = `${figure.layout[axis.replace(/^[xy]/, "$&axis")]?.anchor ?? partner} domain`;
     const ends = along === "x" ? { x0: low, x1: high, y0: 0, y1: 1, xref: axis, yref: across }
       : { y0: low, y1: high, x0: 0, x1: 1, yref: axis, xref: across };
     return { type: "rect", ...ends, line: { color: ink, width: 2, dash: "solid" }, fillcolor: "rgba(127,127,127,.14)", layer: "above" };

@@ -1,38 +1,13 @@
 """The page in a real browser with the network off: every chart draws, nothing else happens."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from browsers import CHROMIUM, MISSING
-from playwright.sync_api import Browser, Page
+from browsers import CHROMIUM, MISSING, visit
+from playwright.sync_api import Browser
 from rheoscope.reports.report import write_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
-
-
-@dataclass
-class Visit:
-    """A page that was opened, with what it logged and asked for."""
-
-    page: Page
-    logged: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-def visit(browser: Browser, path: Path, *, scheme: str = "light") -> Visit:
-    """Open ``path`` offline, scroll through it until every chart is drawn, and return what happened."""
-    context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": 1200, "height": 900})  # type: ignore[arg-type]
-    opened = Visit(context.new_page())
-    opened.page.on("console", lambda message: opened.logged.append(message.text))
-    opened.page.on("pageerror", lambda error: opened.logged.append(str(error)))
-    opened.page.on("request", lambda request: opened.requests.append(request.url))
-    opened.page.goto(path.as_uri())
-    opened.page.wait_for_selector("html[data-ready=yes]")
-    for chart in opened.page.query_selector_all(".chart"):
-        chart.scroll_into_view_if_needed()
-    opened.page.wait_for_selector(".chart:not([data-drawn=yes])", state="detached")
-    return opened
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -105,7 +80,8 @@ def test_every_chart_has_its_table_and_a_name(run: object, browser: Browser, pag
         told = chart.locator("table tbody tr").count() or "table of the chart above" in chart.inner_text()
         assert told, chart.get_attribute("id")
         assert chart.locator(".chart").get_attribute("aria-label")
-    nameless = """() => [...document.querySelectorAll('a, button, summary, [role]:not([role=status])')].filter(e => !e.closest('.chart *')
+    nameless = """() => [...document.querySelectorAll('a, button, input, select, summary, [role]:not([role=status])')]
+        .filter(e => !e.closest('.chart *') && !e.labels?.length
         && !(e.textContent.trim() || e.getAttribute('aria-label'))).length"""
     assert opened.page.evaluate(nameless) == 0
 
