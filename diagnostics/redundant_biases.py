@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,20 @@ def redundant_biases(tables: Tables) -> pd.DataFrame:
             keys = _keys(branch, known) if has_unturned_keys else ()
             found += [{**place, **row} for row in (*keys, *_means(branch, known, is_normed=is_normed))]
     return pd.DataFrame(found, columns=COLUMNS)
+
+
+def summed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return one row a law and what its biases share: ``keys``, biases, directions, of (how many), measured (the largest), why.
+
+    Args:
+        frame: as ``redundant_biases`` gives it, with the columns of ``keys``.
+        keys: such as branch.
+    """
+    by_law = frame.groupby([*keys, "why"], sort=False, as_index=False)
+    found = by_law.agg(
+        biases=("bias", "size"), directions=("redundant", "sum"), of=("size", "sum"), measured=("measured", "max")
+    )
+    return found[[*keys, "biases", "directions", "of", "measured", "why"]]
 
 
 def _keys(branch: Branch, known: Mapping[str, tuple[int, float]]) -> Iterator[dict[str, Any]]:

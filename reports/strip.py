@@ -16,7 +16,7 @@ from .figures.places import departures
 from .theme import SEQUENTIAL, number
 
 MOST_BLOCKS = 96  # of one picture
-_ROW, _GAP, _NAME, _CELL, _HEAD = 22, 2, 74, 132, 54
+_ROW, _GAP, _NAME, _CELL, _HEAD = 22, 2, 74, 166, 54
 QUANTITIES = (
     ("state_rms", "state RMS", True),
     ("gradient_rms", "gradient RMS", True),

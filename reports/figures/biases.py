@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rheoscope.diagnostics.block_parameters import block_rms
 from rheoscope.diagnostics.coherence import bias_coherence
-from rheoscope.diagnostics.redundant_biases import redundant_biases
+from rheoscope.diagnostics.redundant_biases import redundant_biases, summed
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
@@ -77,7 +77,7 @@ def coherence(tables: Tables) -> Chart:
     reading = (
         "Squared norm of the bias's gradient over the sum of the squared norms of the tokens' gradients that it is the sum of. "
         "1: the tokens point in random directions; the number of tokens: all in one. What all tokens share, such as the "
-        "frequency of words, a bias collects more of than a matrix does; bias_weight_ratio in the table says how much more."
+        "frequency of words, a bias collects more of than a matrix does; the table's column bias weight ratio says how much more."
     )
     if not len(frame):
         return Chart(
@@ -105,7 +105,7 @@ def redundant(tables: Tables) -> Chart:
     reading = (
         "Exact, whatever the weights: a bias on the keys shifts all logits of a query alike, which the softmax takes away "
         "(without rotary positions and QK-norm); the mean of a bias that only LayerNorms read is subtracted by them. Measured: "
-        "gradient of a key bias over that of the branch's other biases, 0 up to rounding."
+        "the largest gradient of such a key bias over that of the branch's other biases, 0 up to rounding."
     )
     if not len(frame):
         return Chart(
@@ -113,5 +113,6 @@ def redundant(tables: Tables) -> Chart:
         )
     n, of = int(frame["redundant"].sum()), int(frame.drop_duplicates("bias")["size"].sum())
     title = f"{n:,} of the {of:,} numbers in {frame['bias'].nunique():,} bias vectors have no gradient at all"
-    table = frame if frame["stack"].nunique() > 1 else frame.drop(columns="stack")
-    return Chart(key, title, reading, table=table.rename(columns={"redundant": "directions"}))
+    return Chart(
+        key, title, reading, table=summed(frame, ["stack", "branch"] if frame["stack"].nunique() > 1 else ["branch"])
+    )

@@ -81,6 +81,6 @@ def below_epsilon(tables: Tables) -> Chart:
         )
     title = (
         f"Up to {number(100 * float(top['share']))} % of block {int(top['block'])}'s weights lie below Adam's epsilon (step "
-        f"{int(top['step'])}), at most {number(100 * float(last['share'].max()))} % of a block's at the last sampled step"
+        f"{int(top['step'])}); at the last sampled step at most {number(100 * float(last['share'].max()))} % of a block's do"
     )
     return Chart(key, title, reading, heatmap(frame, "share", "share", by="block", log=False), table=frame)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from rheoscope.diagnostics.coherence import bias_coherence
 from rheoscope.diagnostics.coherence_growth import coherence_growth
 from rheoscope.diagnostics.frames import records
-from rheoscope.diagnostics.redundant_biases import redundant_biases
+from rheoscope.diagnostics.redundant_biases import redundant_biases, summed
 from rheoscope.reports.compared import Compared
 from rheoscope.reports.theme import PALETTE, axis, figure, number, plot_text, settled
 
@@ -106,14 +106,8 @@ def redundant(compared: Compared) -> Chart:
         return Chart(
             key, title, reading, absent="No variant has a bias that the anatomy proves to be redundant in part."
         )
-    keys = ["variant", "branch", "why"]
-    table = found.groupby(keys, sort=False, as_index=False).agg(
-        biases=("bias", "size"), directions=("redundant", "sum"), of=("size", "sum"), measured=("measured", "max")
-    )
     totals = found.groupby("variant", sort=False)["redundant"].sum()
     low, high = int(totals.min()), int(totals.max())
     many = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     title = f"Of the bias vectors, {many} directions in each variant with biases have no gradient at all"
-    return Chart(
-        key, title, reading, table=table[["variant", "branch", "biases", "directions", "of", "measured", "why"]]
-    )
+    return Chart(key, title, reading, table=summed(found, ["variant", "branch"]))

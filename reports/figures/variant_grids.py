@@ -32,7 +32,7 @@ def gradients(compared: Compared) -> Chart:
         )
     ends = {label: ratio for label, frame in frames.items() if (ratio := _first_over_last(frame)) is not None}
     if ends:
-        title = f"At the last sampled step the first block receives of the last block's gradient: {compared.by_placement(ends)}"
+        title = f"At the last sampled step, the gradient's RMS after the first block over that after the last: {compared.by_placement(ends)}"
     shown, note = _most(frames)
     return Chart(key, title, reading + note, heatmaps(shown, "rms", "gradient RMS"), table=_labelled(frames))
 
