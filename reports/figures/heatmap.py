@@ -99,7 +99,7 @@ def _cells(frame: pd.DataFrame, column: str, by: str, most: int, *, log: bool) -
         for row in rows.to_dict("records")
     ]
     grid = frame.pivot_table(index=["stack", by], columns="step", values=column, aggfunc="mean", dropna=False)
-    steps = sorted({int(step) for step in frame["step"]})
+    steps = sorted(map(int, frame["step"].unique()))
     grid = grid.reindex(index=pd.MultiIndex.from_frame(rows[["stack", by]]), columns=steps)
     most_rows = max(24, min(MOST_ROWS, most // 20))
     chosen_rows = standing_out(departures(grid.T, log=log), most_rows)

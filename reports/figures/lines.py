@@ -38,7 +38,7 @@ def lines_over_depth(
     """
     title = "depth: residual adds passed"
     drawn = figure(x=title, y=y, log_y=log_y)
-    lines = chosen(sorted({int(step) for step in frame["step"]}), MOST_LINES)
+    lines = chosen(sorted(map(int, frame["step"].unique())), MOST_LINES)
     many = n_stacks(frame)
     named: list[list[str]] = []
     scrubbed = []

@@ -35,9 +35,9 @@ def gradient_rms(compared: Compared) -> Chart:
     reading = (
         "Root mean square of the loss's gradient with respect to every state at init; depth 0 is the embedding's own "
         "state. Dashed: the closed form, scaled to the last state. This profile alone does not show what post-norm loses: "
-        "it can look flatter than pre-norm's while the identity path under it is gone (see skip transmission). Published: Xiong et al. 2020, figure 3, "
-        "where the weights' gradients of an encoder-decoder grow towards the output under post-norm; a stack without "
-        "cross-attention hardly does so."
+        "it can look flatter than pre-norm's while the identity path under it is gone (see skip transmission). "
+        "Published: Xiong et al. 2020, figure 3, where the weights' gradients of an encoder-decoder grow towards the "
+        "output under post-norm; those of a stack without cross-attention hardly do."
     )
     frames = {label: first_step(tables.gradient_profile()) for label, tables in compared.starts.items()}
     if not any(len(rows) for rows in frames.values()):

@@ -32,7 +32,8 @@ def gradients(compared: Compared) -> Chart:
         )
     ends = {label: ratio for label, frame in frames.items() if (ratio := _first_over_last(frame)) is not None}
     if ends:
-        title = f"At the last sampled step, the gradient's RMS after the first block over that after the last: {compared.by_placement(ends)}"
+        said = "At the last sampled step, the gradient's RMS after the first block over that after the last"
+        title = f"{said}: {compared.by_placement(ends)}"
     shown, note = _most(frames)
     return Chart(key, title, reading + note, heatmaps(shown, "rms", "gradient RMS"), table=_labelled(frames))
 
