@@ -86,7 +86,7 @@ def _cell(x: float, y: float, value: float, low: float, high: float, *, log: boo
 
 def _legend(index: int, name: str, low: float, high: float, *, log: bool) -> Markup:
     x, n = _NAME + index * _CELL, 10
-    wide = (_CELL - _GAP) / n
+    wide = (_CELL - 5 * _GAP) / n
     bar = Markup("").join(
         Markup('<rect x="{:.1f}" y="20" width="{:.1f}" height="10" fill="{}"/>').format(
             x + place * wide, wide, _colours(place / (n - 1))[0]
@@ -96,7 +96,7 @@ def _legend(index: int, name: str, low: float, high: float, *, log: bool) -> Mar
     said = f"{name} (log)" if log else name
     ends = Markup(
         '<text x="{}" y="13">{}</text><text x="{}" y="44">{}</text><text x="{}" y="44" text-anchor="end">{}</text>'
-    ).format(x, said, x, number(low), x + _CELL - _GAP, number(high))
+    ).format(x, said, x, number(low), x + _CELL - 5 * _GAP, number(high))
     return bar + ends
 
 

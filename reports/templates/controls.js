@@ -34,7 +34,7 @@ function controls(figures, changed) {
     block.value = view.place ? written(view.place) : "";
     clear.disabled = !view.place;
     const name = view.place && (view.place.stack === undefined ? "" : ` of stack ${view.place.stack}`);
-    said.textContent = view.place ? `Block ${view.place.block}${name} is framed in every chart and table row. Escape clears.` : "";
+    said.textContent = view.place ? `Block ${view.place.block}${name} is framed in charts and tables; Escape clears.` : "";
     for (const link of document.querySelectorAll("[data-place]")) {
       const isChosen = Boolean(view.place) && meets(placeFrom(link.dataset.place), view.place);
       link.classList.toggle("chosen", isChosen);

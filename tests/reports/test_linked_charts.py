@@ -147,8 +147,8 @@ def test_an_address_brings_back_section_block_and_step(pages: dict[str, Path], b
     assert -50 < top < 800
     assert page.evaluate(BOLD, "state-by-depth")[0][0] == "step 2 (chosen)"
     assert page.evaluate(SHAPES)["state-by-depth"] == [["x", "y domain", 6.5, 8.5, 0, 1]]
-    page.locator("nav a").nth(2).click()
-    assert page.url.endswith("&block=3&step=2")
+    page.locator("nav a[href='#residual-stream']").click()
+    page.wait_for_url("**#residual-stream&block=3&step=2")
     assert page.locator("tr.chosen").count() > 0
 
 
