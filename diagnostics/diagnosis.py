@@ -23,6 +23,7 @@ from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss
 from .nonfinite import first_nonfinite
 from .notebook import verdict_html
+from .opened import opened
 from .residual import range_of_fp16, residual_growth
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
@@ -137,7 +138,7 @@ def diagnose(recording: Recording, baseline: Recording | None = None) -> Diagnos
     Raises:
         RecordingError: a table cannot be read, or the baseline is of another model.
     """
-    tables = Tables(recording)
+    tables = opened(recording)
     good = None if baseline is None else Tables(baseline)
     beside = () if good is None else (partial(against_baseline, baseline=good),)
     found: list[Finding] = []

@@ -9,6 +9,7 @@ from functools import cached_property
 import pandas as pd
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.designs import outcomes
+from rheoscope.diagnostics.opened import opened
 from rheoscope.diagnostics.tables import Tables
 
 from .theme import PALETTE, number, plain
@@ -38,14 +39,14 @@ class Compared:
     @cached_property
     def runs(self) -> dict[str, Tables]:
         """The training runs' tables, by label."""
-        return {label: Tables(recording) for label, recording in self.comparison.recordings.items()}
+        return {label: opened(recording) for label, recording in self.comparison.recordings.items()}
 
     @cached_property
     def starts(self) -> dict[str, Tables]:
         """The check-ups' tables at init, by label; the run's own where there is no check-up."""
         comparison = self.comparison
         return {
-            label: Tables(comparison.at_init[label]) if label in comparison.at_init else self.runs[label]
+            label: opened(comparison.at_init[label]) if label in comparison.at_init else self.runs[label]
             for label in comparison.labels
         }
 

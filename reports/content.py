@@ -9,6 +9,7 @@ import pandas as pd
 from rheoscope.diagnostics.block_values import block_values
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
+from rheoscope.diagnostics.opened import opened
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.errors import RecordingError, ReportError
 from rheoscope.probes.recording import Recording
@@ -101,14 +102,15 @@ def content(subject: Recording | Comparison, diagnosis: Diagnosis | None = None)
     if isinstance(subject, Comparison):
         return _comparison(subject)
     if isinstance(subject, Recording):
-        return _run(subject, diagnose(subject) if diagnosis is None else diagnosis)
+        tables = opened(subject)  # held, so that the verdict reads the same ones
+        return _run(tables, diagnose(subject) if diagnosis is None else diagnosis)
     raise ReportError(
         f"Expected a Recording or a Comparison, got {type(subject).__name__}. Pass probe.recording, or compare(...)."
     )
 
 
-def _run(recording: Recording, diagnosis: Diagnosis) -> RunContent:
-    tables = Tables(recording)
+def _run(tables: Tables, diagnosis: Diagnosis) -> RunContent:
+    recording = tables.recording
     return RunContent(
         title=plain(recording.manifest.get("label") or "") or "Stability report",
         recording=recording,
