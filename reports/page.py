@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.finding import Finding
+from rheoscope.diagnostics.frames import records
+from rheoscope.diagnostics.study import AGREES, DIFFERS
 from rheoscope.probes.anatomy import Anatomy
 
 from . import words
@@ -22,6 +24,7 @@ from .grid import grid
 from .script import digest, packed, plotly_script
 from .sketch import describe, is_uniform, sketch, typical_block
 from .strip import left_out, strip
+from .study_content import DEFINITIONS, StudyContent
 from .theme import counted, plain
 
 N_LEADING = 3  # findings at the head of a run, ill variants at the head of a comparison
@@ -38,8 +41,11 @@ class Picture:
     svg: Markup
 
 
-def page(content: RunContent | ComparisonContent) -> str:
+def page(content: RunContent | ComparisonContent | StudyContent) -> str:
     """Return the page as text; the same for the same recording, to the byte."""
+    if isinstance(content, StudyContent):
+        sections = [Section("curves", "Curves", "", content.charts)] if content.charts else []
+        return _page("study.html.j2", sections, **_study(content))
     if isinstance(content, ComparisonContent):
         return _page("comparison.html.j2", content.sections, **_comparison(content))
     return _page("run.html.j2", content.sections, **_run(content))
@@ -65,6 +71,25 @@ def _run(content: RunContent) -> dict[str, Any]:
         "provenance": content.provenance,
         "blocks": [stack.n_blocks for stack in anatomy.stacks],
         "steps_note": content.steps_note,
+    }
+
+
+def _study(content: StudyContent) -> dict[str, Any]:
+    marks = {AGREES: "", DIFFERS: "error"}
+    return {
+        "title": content.title,
+        "sentence": content.study.sentence,
+        "is_quick": content.study.is_quick,
+        "claims": [
+            {name: plain(value, 400) for name, value in row.items()} | {"mark": marks.get(row["verdict"], "warning")}
+            for row in records(content.study.claims)
+        ],
+        "variants": content.study.variants,
+        "notes": content.notes,
+        "setting": [(plain(term), plain(text, 400)) for term, text in content.study.setting],
+        "blocks": [0],
+        "steps_note": "",
+        "definitions": DEFINITIONS,
     }
 
 
@@ -154,8 +179,7 @@ def _page(template: str, sections: Sequence[Section], **context: Any) -> str:
             boot=Markup(boot),
             packed=Markup(plotly.packed),
             figures=_data({key: json.loads(figure.to_json()) for key, figure in charts.items()}),
-            definitions=words.DEFINITIONS,
-            **context,
+            **{"definitions": words.DEFINITIONS, **context},
         )
     )
 

@@ -11,6 +11,9 @@ import typer
 def lab(
     name: Annotated[str, typer.Argument(help="Name of an experiment, or list.")] = "list",
     quick: Annotated[bool, typer.Option("--quick", help="A smaller size, two seeds, fewer learning rates.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the report: HTML, or by suffix .json, .md or .txt.")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where runs are kept, and gone on with; by default lab-runs/NAME.")
     ] = None,
@@ -37,7 +40,8 @@ def lab(
         return
     from rheoscope.lab.experiment import Setting
     from rheoscope.lab.experiments import experiment
-    from rheoscope.reports.terminal import progress, show_claims, show_table
+    from rheoscope.reports.report import write_report
+    from rheoscope.reports.terminal import progress, show_study
 
     chosen = experiment(name)
     size = "quick" if quick else "full"
@@ -50,15 +54,10 @@ def lab(
             seeds=tuple(range(min(seeds, 2) if quick else seeds)),
             on_progress=lambda done, total, text: shown.update(bar, completed=done, total=total, description=text),
         )
-        result = chosen.carry_out(setting)
-    typer.echo(f"{chosen.question}\n")
-    show_claims(result.claims_frame())
-    typer.echo("")
-    show_table(result.shown_variants(), "Variants")
-    for note in result.notes:
-        typer.echo(note)
-    if quick:
-        typer.echo("A quick run: small, two seeds, few learning rates. Leave out --quick for the full size.")
+        study = chosen.study(setting)
+    show_study(study)
+    if output is not None:
+        typer.echo(f"Report: {write_report(study, output)}")
 
 
 def _on_own_model(name: str, factory: str, sizes: list[tuple[int, int]], target: tuple[int, int], seeds: int) -> None:
@@ -100,16 +99,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _list() -> None:
-    import pandas as pd
-    from rheoscope.lab.experiments import NAMES, experiment
+    from rheoscope.lab.experiments import listing
     from rheoscope.reports.terminal import show_table
 
-    rows = [experiment(name) for name in NAMES]
-    frame = pd.DataFrame(
-        [
-            (each.name, each.question, each.source, f"{each.minutes[0]:g} min, {each.minutes[1]:g} quick")
-            for each in rows
-        ],
-        columns=["experiment", "question", "source", "time on 2 cores"],
-    )
-    show_table(frame, "Experiments")
+    show_table(listing(), "Experiments")
