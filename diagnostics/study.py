@@ -45,12 +45,17 @@ class Study:
     @property
     def sentence(self) -> str:
         """How many figures agree, differ and are not settled, in words."""
-        counts = [
-            (self.n(AGREES), "agree"),
-            (self.n(DIFFERS), "differ"),
-            (self.n(UNSETTLED), "are not settled at this scale"),
-        ]
-        said = ", ".join(f"{n} {words}" for n, words in counts if n)
-        return (
-            f"Of {len(self.claims)} figures measured beside published ones {said}." if said else "Nothing was measured."
-        )
+        said = []
+        for verdict, one, many in (
+            (AGREES, "agrees", "agree"),
+            (DIFFERS, "differs", "differ"),
+            (UNSETTLED, "is", "are"),
+        ):
+            n = self.n(verdict)
+            if n:
+                said.append(
+                    f"{n} {one if n == 1 else many}" + (" not settled at this scale" if verdict == UNSETTLED else "")
+                )
+        if not said:
+            return "Nothing was measured."
+        return f"Of {len(self.claims)} figures measured beside published ones {', '.join(said)}."

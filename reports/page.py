@@ -87,7 +87,7 @@ def _study(content: StudyContent) -> dict[str, Any]:
         "variants": content.study.variants,
         "notes": content.notes,
         "setting": [(plain(term), plain(text, 400)) for term, text in content.study.setting],
-        "blocks": [0],
+        "blocks": [],
         "steps_note": "",
         "definitions": DEFINITIONS,
     }
