@@ -15,7 +15,9 @@ _MODULES = {
     "double-norm": "double_norm",
     "ivanov": "ivanov",
     "olmo2": "olmo2",
+    "optimization": "optimization",
     "takase": "takase",
+    "vocabulary": "vocabulary",
     "wortsman": "wortsman",
     "xiong": "xiong",
 }
