@@ -33,7 +33,7 @@ class CoordinateCheck:
     Attributes:
         axis: what was changed, width or depth.
         sizes: one row a size, seed, step and coordinate: ``size``, ``seed``, ``step``, ``coordinate``, ``rms``.
-        exponents: one row a step and coordinate: ``exponent`` p of RMS ~ size^p, ``low`` and ``high`` of its 90 % interval, and
+        exponents: one row a step and coordinate: ``exponent`` p of RMS ~ size^p, ``low`` and ``high`` of its 95 % interval, and
             ``verdict``: kept, grows, shrinks or unclear.
     """
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Two-sided 95 % quantiles of Student's t with n - 1 degrees of freedom, for n from 2.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+from rheoscope.diagnostics.student import mean_interval
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,8 @@ class Interval:
 def over_seeds(values: Iterable[float]) -> Interval:
     """Return the mean of ``values``, one a seed, with its interval; values that are not finite are left out."""
     found = [float(value) for value in values if value is not None and math.isfinite(value)]
-    n = len(found)
-    if not n:
+    if not found:
         return Interval(math.nan, math.nan, math.nan, 0)
-    mean = math.fsum(found) / n
-    if n == 1:
-        return Interval(mean, mean, mean, 1)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (n - 1))
-    half = _T[min(n - 2, len(_T) - 1)] * spread / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
+    if len(found) == 1:
+        return Interval(found[0], found[0], found[0], 1)
+    return Interval(*mean_interval(found), n=len(found))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 
-# Two-sided 90 % quantiles of Student's t, for 1 degree of freedom and on.
-_T = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+from rheoscope.diagnostics.student import t_quantile
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PowerLaw:
     _squares: float
 
     def at(self, x: float) -> tuple[float, float, float]:
-        """Return y at ``x`` and the ends of the 90 % band of one more measurement there; infinitely wide with two points."""
+        """Return y at ``x`` and the ends of the 95 % band of one more measurement there; infinitely wide with two points."""
         u = math.log(x)
         y = self.level + self.exponent * u
         if self.n < 3:
@@ -41,14 +41,14 @@ class PowerLaw:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 90 % interval of the exponent."""
+        """The 95 % interval of the exponent."""
         if self.n < 3:
             return -math.inf, math.inf
         return self.exponent - self._quantile * self.error, self.exponent + self._quantile * self.error
 
     @property
     def _quantile(self) -> float:
-        return _T[min(self.n - 3, len(_T) - 1)]
+        return t_quantile(self.n - 2)
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
@@ -57,9 +57,9 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     if len({a for a, _ in points}) < 2:
         return None
     n = len(points)
-    mean, level = (math.fsum(values) / n for values in zip(*points, strict=True))
+    slope, level = linear_regression(*zip(*points, strict=True))
+    mean = math.fsum(a for a, _ in points) / n
     squares = math.fsum((a - mean) ** 2 for a, _ in points)
-    slope = math.fsum((a - mean) * (b - level) for a, b in points) / squares
-    left = math.fsum((b - level - slope * (a - mean)) ** 2 for a, b in points)
+    left = math.fsum((b - level - slope * a) ** 2 for a, b in points)
     spread = math.sqrt(left / (n - 2)) if n > 2 else math.nan
-    return PowerLaw(slope, spread / math.sqrt(squares), level - slope * mean, spread, n, mean, squares)
+    return PowerLaw(slope, spread / math.sqrt(squares), level, spread, n, mean, squares)

@@ -38,7 +38,7 @@ class ScaleUp:
     Attributes:
         measured: one row a size: ``width``, ``depth``, ``n_parameters`` and the quantities.
         predicted: one row a quantity: its ``exponent`` in the number of parameters, its value at the ``target`` with ``low`` and
-            ``high`` of the 90 % band, ``limit`` and ``remark``; and of the backtest, in which the largest size is foretold from
+            ``high`` of the 95 % band, ``limit`` and ``remark``; and of the backtest, in which the largest size is foretold from
             the smaller ones, ``backtest`` (predicted over measured) and ``is_inside``, whether it lay in the band.
         n_parameters: of the target.
     """

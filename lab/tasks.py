@@ -22,7 +22,8 @@ def task(name: str) -> Callable[[int, int, int, int], Batches]:
     """Return the function of (vocabulary, batch size, length, seed) that yields a task's batches.
 
     ``recall``: each token is a fixed permutation of the one before the last, four times in five. ``text``: bytes of the standard
-    library's source. ``bpe``: the same in byte pairs, of a vocabulary of the given size that is trained on it. ``zipf``: independent tokens, the k-th as frequent as 1 / k. ``uniform``: independent and equally frequent.
+    library's source. ``bpe``: the same in byte pairs, of a vocabulary of the given size that is trained on it. ``zipf``:
+    independent tokens, the k-th as frequent as 1 / k. ``uniform``: independent and equally frequent.
 
     Raises:
         LabError: there is no such task.

@@ -88,7 +88,7 @@ def _on_own_model(name: str, factory: str, sizes: list[tuple[int, int]], target:
             on_progress=lambda done, total, text: shown.update(bar, completed=done, total=total, description=text),
         )
     show_table(told.measured, "Measured")
-    show_table(told.predicted, f"At {told.n_parameters:,} parameters, with 90 % bands")
+    show_table(told.predicted, f"At {told.n_parameters:,} parameters, with 95 % bands")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_least, at_most, curve, steps_of
 from rheoscope.lab.intervals import over_seeds
 from rheoscope.lab.measured import at_init
+from rheoscope.lab.power_law import power_law
 
 BASE = Architecture(
     2, 128, 4, vocabulary=256, context=32, norm_kind="layernorm", biases=False, activation="relu", init="xavier"
@@ -73,10 +74,9 @@ def carry_out(setting: Setting) -> Result:
 
 
 def _slope(by_depth: Mapping[int, list[float]], seed: int) -> float:
-    """Return the slope of a line through the logarithms, by least squares."""
-    points = [(math.log(depth), math.log(values[seed])) for depth, values in by_depth.items()]
-    x, y = (math.fsum(values) / len(points) for values in zip(*points, strict=True))
-    return math.fsum((a - x) * (b - y) for a, b in points) / math.fsum((a - x) ** 2 for a, _ in points)
+    """Return the exponent of the depth."""
+    law = power_law(list(by_depth), [values[seed] for values in by_depth.values()])
+    return math.nan if law is None else law.exponent
 
 
 EXPERIMENT = Experiment(

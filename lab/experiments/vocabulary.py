@@ -35,10 +35,11 @@ def carry_out(setting: Setting) -> Result:
     }
     frame = swept(runs, RATES_QUICK if setting.is_quick else RATES, setting)
     best = at_best(frame).set_index("label", drop=False)
-    bits = {}
+    by_seed = {}
     for size in sizes:
         chosen = frame[(frame["label"] == f"{size}") & (frame["lr"] == best.loc[f"{size}", "best_lr"])]
-        bits[size] = over_seeds(chosen["raw_last_loss"] / math.log(2) / lengths[size])
+        by_seed[size] = [loss / math.log(2) / lengths[size] for loss in chosen["raw_last_loss"]]
+    bits = {size: over_seeds(values) for size, values in by_seed.items()}
     best["bytes a token"] = [round(lengths[size], 3) for size in sizes]
     best["bits a byte"] = [str(bits[size]) for size in sizes]
     smallest, largest = sizes[0], sizes[-1]
@@ -52,14 +53,14 @@ def carry_out(setting: Setting) -> Result:
         ),
         Claim(
             f"bits a byte with {largest:,} tokens less with {smallest:,}, at equal steps",
-            over_seeds([bits[largest].mean - bits[smallest].mean]),
+            over_seeds(a - b for a, b in zip(by_seed[largest], by_seed[smallest], strict=True)),
             LECTURE,
             "no published figure at this size",
             None,
         ),
     )
     lines = [
-        curve("bits a byte against vocabulary", "measured", [(size, each) for size, each in bits.items()]),
+        curve("bits a byte against vocabulary", "measured", list(bits.items())),
         curve(
             "bytes a token against vocabulary",
             "measured",
@@ -67,7 +68,8 @@ def carry_out(setting: Setting) -> Result:
         ),
     ]
     notes = (
-        "At equal steps a larger vocabulary sees more bytes of text, and its embedding has more parameters: both stand in the table.",
+        "At equal steps a larger vocabulary sees more bytes of text, and its embedding has more parameters: both stand in the "
+        "table.",
     )
     return Result(claims, best.reset_index(drop=True), pd.concat(lines, ignore_index=True), notes=notes)
 

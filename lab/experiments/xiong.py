@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import linear_regression
 
 import pandas as pd
 import torch
@@ -96,7 +97,7 @@ def _claims(
     states: list[list[float]], last: dict[tuple[str, int], list[float]], profile: dict[str, list[list[float]]]
 ) -> list[Claim]:
     lemma, theorem, figure = f"{PAPER}, lemma 2", f"{PAPER}, theorem 1 and figure 3c", f"{PAPER}, figure 3a"
-    slope = over_seeds(_slope(list(range(len(q))), q) for q in states)
+    slope = over_seeds(linear_regression(range(len(q)), q).slope for q in states)
     bounds = over_seeds(max(max((1 + k / 2) / x, x / (1 + 3 * k / 2)) for k, x in enumerate(q)) for q in states)
     depths = sorted({depth for _, depth in last})
     by_depth = {
@@ -121,7 +122,9 @@ def _claims(
         ),
         Claim(
             "last MLP's gradient, pre-norm: slope of its logarithm against that of the depth",
-            over_seeds(_slope(logs, [math.log(value) for value in values]) for values in by_depth["pre"]),
+            over_seeds(
+                linear_regression(logs, [math.log(value) for value in values]).slope for values in by_depth["pre"]
+            ),
             "-.5",
             theorem,
             (-0.7, -0.35),
@@ -169,12 +172,6 @@ def _by_index(values: list[list[float]]) -> list[tuple[float, Interval]]:
 
 def _ends(values: list[list[float]]) -> Interval:
     return over_seeds(each[-1] / each[0] for each in values)
-
-
-def _slope(x: list[float] | list[int], y: list[float]) -> float:
-    """Return the slope of a line through points, by least squares."""
-    a, b = sum(x) / len(x), sum(y) / len(y)
-    return sum((p - a) * (q - b) for p, q in zip(x, y, strict=True)) / sum((p - a) ** 2 for p in x)
 
 
 EXPERIMENT = Experiment(
