@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from .extrapolation import Reach, reach
@@ -30,13 +31,15 @@ class Series:
     Attributes:
         block: of the place; -1 outside the blocks.
         where: words for the place.
-        frame: columns step and value, by step.
+        steps: shape (points), ascending.
+        values: at these steps.
         limit: in the value's unit.
     """
 
     block: int
     where: str
-    frame: pd.DataFrame
+    steps: np.ndarray
+    values: np.ndarray
     limit: float
 
 
@@ -66,7 +69,7 @@ def forecasts(tables: Tables) -> list[Finding]:
         reached = [
             (when, series)
             for series in quantity.series(tables)
-            if (when := reach(series.frame["step"].to_numpy(), series.frame["value"].to_numpy(), series.limit))
+            if (when := reach(series.steps, series.values, series.limit))
         ]
         if reached:
             found.append(_finding(quantity, *min(reached, key=lambda pair: pair[0].step)))
@@ -82,8 +85,8 @@ _GROWTH = {
 
 
 def _finding(quantity: Quantity, when: Reach, series: Series) -> Finding:
-    last, first = int(series.frame["step"].iloc[-1]), int(series.frame["step"].iloc[0])
-    value = float(series.frame["value"].iloc[-1])
+    last, first = int(series.steps[-1]), int(series.steps[0])
+    value = float(series.values[-1])
     is_soon = when.step - last <= FORECAST_SOON * (last - first)
     band = (
         f"between {when.earliest:,.0f} and {when.latest:,.0f}"
@@ -133,10 +136,15 @@ def _log_z(tables: Tables) -> Iterator[Series]:
 def _gains(tables: Tables) -> Iterator[Series]:
     rows = tables.parameters
     gains = rows[(rows["role"] == "gain") & (rows["weight_rms"] > 0)].sort_values("step")
-    for name, group in gains.groupby("name", sort=False):
-        start = float(group["weight_rms"].iloc[0])
-        for value in (group["weight_rms"] / start, start / group["weight_rms"]):
-            yield _series(group.assign(drift=value), "drift", int(group["block"].iloc[0]), f"of {name}", GAIN_LIMIT)
+    names, place = np.unique(gains["name"].to_numpy(dtype=str), return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    edges = np.searchsorted(place[order], np.arange(len(names) + 1))
+    steps, sizes, blocks = (gains[column].to_numpy()[order] for column in ("step", "weight_rms", "block"))
+    for index, name in enumerate(names):
+        mine = slice(edges[index], edges[index + 1])
+        growth = sizes[mine] / sizes[mine][0]
+        for drift in (growth, 1 / growth):
+            yield Series(int(blocks[mine][0]), f"of {name}", steps[mine], drift, GAIN_LIMIT)
 
 
 def _bias_shares(tables: Tables) -> Iterator[Series]:
@@ -149,8 +157,9 @@ def _bias_shares(tables: Tables) -> Iterator[Series]:
 
 
 def _series(rows: pd.DataFrame, column: str, block: int, where: str, limit: float) -> Series:
-    frame = rows.sort_values("step")[["step", column]].rename(columns={column: "value"})
-    return Series(block, where, frame.reset_index(drop=True), limit)
+    steps, values = rows["step"].to_numpy(), rows[column].to_numpy()
+    order = np.argsort(steps, kind="stable")
+    return Series(block, where, steps[order], values[order], limit)
 
 
 QUANTITIES = (
