@@ -56,9 +56,10 @@ def apart(values: Sequence[float], least: float) -> list[Apart]:
         least: the ratio to the nearest of the others below which none stands apart.
     """
     known = [(index, float(value)) for index, value in enumerate(values) if math.isfinite(value)]
+    ordered = np.sort([value for _, value in known])
     found = []
     for index, value in known:
-        others = np.sort([other for place, other in known if place != index])
+        others = np.delete(ordered, np.searchsorted(ordered, value))
         if len(others) >= LEAST_SIBLINGS and _is_apart(value, others, least):
             ends = float(others[0]), float(others[-1])
             found.append(Apart(index, value, float(np.median(others)), *ends, len(others)))

@@ -5,6 +5,7 @@ One block that breaks an identity is an error. All of them breaking it alike is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from rheoscope.probes.anatomy import Branch
 
 from .factors import Shared, shared, shared_logit_factor
 from .finding import Evidence, Finding, Severity
-from .frames import groups, records
+from .frames import records
 from .tables import Tables
 from .thresholds import LEAST_SIBLINGS, SCALE_APART
 
@@ -178,16 +179,21 @@ def _write_factors(tables: Tables) -> dict[tuple[int, int, int], float]:
     """
     exact = tables.identities[tables.identities["check"] == "write_scale"]
     found: dict[tuple[int, int, int], float] = {}
-    for row in records(exact):
+    n_terms: Counter[tuple[int, int]] = Counter()
+    for row in records(exact[["stack", "depth", "observed"]]):
         place = int(row["stack"]), int(row["depth"])
-        found[(*place, sum(key[:2] == place for key in found))] = float(row["observed"])
+        found[(*place, n_terms[place])] = float(row["observed"])
+        n_terms[place] += 1
     if found:
         return found
     rows = tables.activations
     rows = rows[(rows["direction"] == "forward") & rows["site"].isin(["branch_output", "write"])]
+    rows = rows.loc[rows["step"] == rows["step"].min(), ["stack", "depth", "site", "rms", "mean"]]
     normed = {(b.stack, b.depth) for b in tables.anatomy.branches if b.output_norms or b.write_dropout}
-    for (stack, depth), group in groups(rows[rows["step"] == rows["step"].min()], "stack", "depth"):
-        sizes = {row["site"]: (float(row["rms"]), float(row["mean"])) for row in records(group)}
+    seen: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
+    for row in records(rows):
+        seen.setdefault((int(row["stack"]), int(row["depth"])), {})[row["site"]] = float(row["rms"]), float(row["mean"])
+    for (stack, depth), sizes in seen.items():
         if (stack, depth) not in normed and len(sizes) == 2 and sizes["branch_output"][0] > 0:
             (given, given_mean), (written, written_mean) = sizes["branch_output"], sizes["write"]
             found[stack, depth, 0] = written / given * (-1 if given_mean * written_mean < 0 else 1)
