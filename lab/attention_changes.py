@@ -58,9 +58,9 @@ def _put_norms(
 
 
 def _take_norms(model: nn.Module, branch: Branch, place: AttentionPlace) -> None:
-    if not place.n_norms:
+    if not place.norms and place.is_in_modules:
         raise LabError(f"Expected QK-norm for qk_norm=False, got none in {_where(branch)}. Leave it out.")
-    if len(place.norms) < place.n_norms and len(place.norms) < 2:
+    if not place.is_in_modules:
         raise LabError(
             f"Expected norms of queries and keys in modules of their own, got some that are written out in calls in {_where(branch)}. "
             "Move them into modules."

@@ -20,6 +20,7 @@ from .heads import images
 from .recorder import Operation
 from .residual import Link, Stream, streams
 from .trace import trace
+from .vocabulary import is_heavy
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class AttentionPlace:
         is_transposed: whether the keys' features are on the axis before the last.
         query_factor: what queries were multiplied by since their projection.
         norms: paths of the modules that norm queries and keys.
-        n_norms: how many norms queries and keys pass, written out or in modules.
+        is_in_modules: whether all their norms stand in modules of their own; true without any.
         cap: the tanh that bounds the logits, None without one.
     """
 
@@ -74,7 +75,7 @@ class AttentionPlace:
     is_transposed: bool
     query_factor: float
     norms: tuple[str, ...]
-    n_norms: int
+    is_in_modules: bool
     cap: CallPlace | None
 
 
@@ -184,6 +185,7 @@ def _attention(flow: Dataflow, counted: _Counted, link: Link) -> AttentionPlace 
     query, key = operands
     steps = [*images(flow, query), *images(flow, key)]
     norms = dict.fromkeys(value for value, kind in steps if kind == "norm")
+    holders = [_holder(flow, value, {query, key, *(value for value, _ in steps)}) for value in norms]
     caps = [made for made in link.operations if made.name == "tanh" and made.outputs[0] > attends.outputs[0]]
     return AttentionPlace(
         call,
@@ -191,10 +193,27 @@ def _attention(flow: Dataflow, counted: _Counted, link: Link) -> AttentionPlace 
         attends.inputs.index(key),
         "scaled_dot_product" not in attends.name and "flex" not in attends.name,
         _factor(flow, query),
-        tuple(dict.fromkeys(flow.norm_of[value] for value in norms if value in flow.norm_of)),
-        len(norms),
+        tuple(dict.fromkeys(path for path in holders if path)),
+        all(holders),
         counted.place(caps[-1]) if caps else None,
     )
+
+
+def _holder(flow: Dataflow, value: int, images_: set[int]) -> str:
+    """Return the module that norms queries or keys and does nothing else; "" where the norm is written out beside other work.
+
+    Heads are views: the norm's input may have been seen first in another shape, so that it is not among the stream's norms.
+    """
+    if value in flow.norm_of:
+        return flow.norm_of[value]
+    trace = flow.trace
+    for index in reversed(flow.producer[value].calls):
+        inside = trace.calls[index]
+        made = {value for _, value in inside.outputs}
+        names = [operation.name for operation in trace.operations[inside.first : inside.last]]
+        if len(made) == 1 == len(inside.inputs) and made <= images_ and not any(map(is_heavy, names)):
+            return inside.path
+    return ""
 
 
 def _factor(flow: Dataflow, query: int) -> float:
