@@ -3,7 +3,8 @@
     measure -> keep -> judge -> show
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
-``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``write_report`` writes one HTML file.
+``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` compares a model with itself after a changed design
+choice, ``write_report`` writes one HTML file.
 Names load when they are used, so that reading a recording never imports torch.
 """
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rheoscope.diagnostics.comparison import Comparison, compare
     from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
     from rheoscope.diagnostics.finding import Finding
+    from rheoscope.lab.what_if import what_if
     from rheoscope.probes.anatomy import Anatomy
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
@@ -38,6 +40,7 @@ __all__ = [
     "diagnose",
     "discover",
     "examine",
+    "what_if",
     "write_report",
 ]
 
@@ -55,6 +58,7 @@ _HOMES = {
     "diagnose": "diagnostics.diagnosis",
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
+    "what_if": "lab.what_if",
     "write_report": "reports.report",
 }
 

@@ -39,7 +39,9 @@ def change_attention(
 def _place(branch: Branch, attention: AttentionAnatomy, found: BranchPlaces) -> AttentionPlace:
     if found.attention is None:
         why = attention.reason or "Queries and keys meet inside one call of torch's fused attention."
-        raise LabError(f"Expected queries and keys in sight in {_where(branch)}, got none: {why} Leave these choices out.")
+        raise LabError(
+            f"Expected queries and keys in sight in {_where(branch)}, got none: {why} Leave these choices out."
+        )
     return found.attention
 
 
@@ -51,7 +53,9 @@ def _put_norms(
             f"Expected attention without QK-norm for qk_norm=True, got {attention.qk_norm} in {_where(branch)}. Leave it out."
         )
     if attention.head_size is None or like is None:
-        raise LabError(f"Expected heads of known size in {_where(branch)}, got none: {attention.reason} Leave qk_norm out.")
+        raise LabError(
+            f"Expected heads of known size in {_where(branch)}, got none: {attention.reason} Leave qk_norm out."
+        )
     name = f"{branch.stack}_{branch.depth}"
     action.query_norm = added(model, like.new(attention.head_size), f"{name}_query")
     action.key_norm = added(model, like.new(attention.head_size), f"{name}_key")
@@ -73,7 +77,9 @@ def _cap(
     branch: Branch, attention: AttentionAnatomy, place: AttentionPlace, action: RewrittenAttention, cap: float
 ) -> None:
     if attention.soft_cap is not None:
-        raise LabError(f"Expected logits without a bound, got {attention.soft_cap:g} in {_where(branch)}. Pass 0 to take it away.")
+        raise LabError(
+            f"Expected logits without a bound, got {attention.soft_cap:g} in {_where(branch)}. Pass 0 to take it away."
+        )
     if place.call.name != "scaled_dot_product_attention":
         raise LabError(
             f"Expected attention by torch's scaled_dot_product_attention for soft_cap, got {place.call.name} in {_where(branch)}, "

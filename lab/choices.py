@@ -94,7 +94,9 @@ class Choices:
             )
         for name, now in (("norm_placement", anatomy.placement), ("norm_kind", anatomy.norm_kind)):
             if getattr(self, name) == now:
-                raise LabError(f"Expected another {name} than the model's own, got {now!r}, which it has. Leave it out.")
+                raise LabError(
+                    f"Expected another {name} than the model's own, got {now!r}, which it has. Leave it out."
+                )
         if self.norm_kind is not None and anatomy.norm_kind == "none" and self.norm_placement is None:
             raise LabError("Expected a model with norms for norm_kind, got one without. Pass norm_placement too.")
         attends = [branch for branch in anatomy.branches if branch.attention is not None]

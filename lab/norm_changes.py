@@ -51,7 +51,9 @@ def template(model: nn.Module, anatomy: Anatomy, kind: str | None) -> PlainNorm:
             norm, width = model.get_submodule(path), anatomy.stacks[branch.stack].width
             return norm if isinstance(norm, PlainNorm) else plain(norm, width, path)
     if kind is None:
-        raise LabError("Expected norm_kind for norms in a model that has none, got none. Pass layernorm or rmsnorm too.")
+        raise LabError(
+            "Expected norm_kind for norms in a model that has none, got none. Pass layernorm or rmsnorm too."
+        )
     return _first(kind, anatomy, next(model.parameters()))
 
 
