@@ -3,9 +3,9 @@
     measure -> keep -> judge -> show
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
-``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` compares a model with itself after a changed design
-choice, ``write_report`` writes one HTML file.
-Names load when they are used, so that reading a recording never imports torch.
+``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a
+design choice changed, ``write_report`` writes one HTML file. Names load when they are used, so that reading a recording never
+imports torch.
 """
 
 from __future__ import annotations

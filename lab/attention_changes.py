@@ -66,7 +66,7 @@ def _take_norms(model: nn.Module, branch: Branch, place: AttentionPlace) -> None
         raise LabError(f"Expected QK-norm for qk_norm=False, got none in {_where(branch)}. Leave it out.")
     if not place.is_in_modules:
         raise LabError(
-            f"Expected norms of queries and keys in modules of their own, got some that are written out in calls in {_where(branch)}. "
+            f"Expected norms of queries and keys in modules of their own, got some written out in calls in {_where(branch)}. "
             "Move them into modules."
         )
     for norm in {id(m): m for m in (model.get_submodule(path) for path in place.norms)}.values():
@@ -82,7 +82,7 @@ def _cap(
         )
     if place.call.name != "scaled_dot_product_attention":
         raise LabError(
-            f"Expected attention by torch's scaled_dot_product_attention for soft_cap, got {place.call.name} in {_where(branch)}, "
+            f"Expected torch's scaled_dot_product_attention for soft_cap, got {place.call.name} in {_where(branch)}, "
             "after which scale and mask are the model's own. Use that function."
         )
     action.cap = cap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.batches import Batch, call
 from rheoscope.probes.discovery.places import Places
@@ -9,7 +10,6 @@ from rheoscope.probes.errors import BatchError, LabError
 from rheoscope.probes.plain_norm import PlainNorm
 from rheoscope.probes.untouched import untouched
 from rheoscope.probes.wrappers import parameters_of
-import torch
 from torch import nn
 
 

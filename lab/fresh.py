@@ -16,8 +16,8 @@ Make = Callable[[], nn.Module]
 
 FROM_FACTORY = "Fresh weights come from make()."
 REDRAWN = (
-    "Fresh weights were drawn, for want of make=: every matrix from a normal distribution of its own mean and spread in the model "
-    "given, gains set to 1 and biases to 0, all else kept. Where the model given is trained, that is not the init it began with."
+    "Fresh weights were drawn, for want of make=: every matrix from a normal distribution of its own mean and spread, "
+    "gains set to 1 and biases to 0, all else kept. Where the model given is trained, that is not the init it began with."
 )
 
 
@@ -46,8 +46,8 @@ class Fresh:
         if _shapes(made) != _shapes(self._model):
             different = {name for name, _ in _shapes(made) ^ _shapes(self._model)}
             raise LabError(
-                f"Expected make() to return a model like the one given, got one that differs in {sorted(different)[:3]}. Return a "
-                "new one of the same configuration."
+                f"Expected make() to return a model like the one given, got one with other {sorted(different)[:3]}. "
+                "Return a new one of the same configuration."
             )
         return made
 

@@ -231,8 +231,8 @@ def _check_movable(branch: Branch, target: str) -> None:
 
 def _written_out(branch: Branch) -> str:
     return (
-        f"Expected norms in modules of their own, got a {branch.norm_kind} of the {branch.kind} branch of block {branch.block} "
-        "that is written out in calls. Move it into a module."
+        f"Expected norms in modules of their own, got the {branch.norm_kind} of the {branch.kind} branch of block {branch.block} "
+        "written out in calls. Move it into a module."
     )
 
 

@@ -128,7 +128,7 @@ def retrained(builds: Mapping[str, Build], training: Training, on_progress: OnPr
 def told(found: Mapping[str, Retrained], training: Training) -> list[str]:
     """Return what the runs say of the two variants, in sentences: each by itself, then one against the other."""
     sentences = [_of_one(label, each, training) for label, each in found.items()]
-    (before, was), (after, now) = found.items()
+    was, now = found.values()
     gaps = [b - a for a, b in zip(was.last, now.last, strict=True)]
     if any(not math.isfinite(gap) for gap in gaps):
         return sentences
@@ -138,9 +138,9 @@ def told(found: Mapping[str, Retrained], training: Training) -> list[str]:
     elif gap.low <= 0 <= gap.high:
         verdict = "not settled: the interval holds 0"
     else:
-        verdict = f"{after} ends {'higher' if gap.mean > 0 else 'lower'} on this data at this size"
+        verdict = f"the changed model ends {'higher' if gap.mean > 0 else 'lower'} on this data at this size"
     sentences.append(
-        f"Last loss of retrained copies, {after} less {before}, from the same fresh weights: {gap} nats; {verdict}."
+        f"Last loss of the retrained copies, changed less as it is, from the same fresh weights: {gap}; {verdict}."
     )
     return sentences
 

@@ -26,11 +26,13 @@ AS_IT_IS = "as it is"
 GIVEN, RETRAINED = "on the weights given", "retrained from fresh weights"
 
 ABLATION = (
-    "On the weights given this is an ablation: they were made for the model as it is, and the change takes away what they rely on. "
+    "On the weights given this is an ablation: they were made for the model as it is, and miss what the change takes away. "
     "A claim about the architecture comes only from the retrained copies."
 )
 NOT_TRAINED = "No copy was retrained (n_steps=0): nothing here is a claim about the architecture."
 ONE_BATCH = "The copies saw the one batch given again and again: what they tell is how fast it is learned, nothing of other data."
+
+FROZEN = "{} biases are set to 0 and frozen rather than removed: their modules do not run without."
 
 
 def what_if(
@@ -57,9 +59,9 @@ def what_if(
     Both are examined on the weights given. Then copies of both are trained from the same fresh weights, each at its own best
     learning rate. The model itself is left bit-identical: weights, buffers, gradients, hooks, flags, random state.
 
-    A norm that moves keeps its parameters; one that the model did not have begins with gains of 1 and biases of 0. A stack that is
-    turned to post or no norms loses its final norm, one that is turned from these to another placement gets one; state 0 is normed
-    by none.
+    A norm that moves keeps its parameters; one that the model did not have begins with gains of 1 and biases of 0. A stack that
+    is turned to post or no norms loses its final norm, one that is turned from these to another placement gets one; state 0 is
+    normed by none.
 
     Args:
         model: any PyTorch transformer whose anatomy is complete, on which ``copy.deepcopy`` works.
@@ -74,8 +76,8 @@ def what_if(
         loss_fn: ``loss_fn(output, batch)`` returns a scalar; None as for ``examine``.
         batches: to train on, again from the first where they run out; the one batch where none are given.
         n_steps: optimizer steps of every copy; 0 to train none.
-        make: returns a new model like this one, with the weights that it is to begin with; without it every parameter of this one
-            is drawn anew, and the result says so.
+        make: returns a new model like this one, with the weights that it is to begin with; without it every parameter of this
+            one is drawn anew, and the result says so.
         rates: learning rates that are tried.
         seeds: of the fresh weights; the first chooses the learning rate, all give the interval of the last loss.
         make_optimizer: returns the optimizer of a model and a learning rate; AdamW by default.
@@ -86,7 +88,7 @@ def what_if(
         its notes say what each part can tell.
 
     Raises:
-        LabError: no choice is given, it contradicts the model, or the model's anatomy has gaps; the sentence names what is missing.
+        LabError: no choice is given, it contradicts the model, or the anatomy has gaps; the sentence names what is missing.
         BatchError: the model rejects the batch, or no loss can be made of its output.
         DiscoveryError: the model has no residual stream.
     """
@@ -101,12 +103,13 @@ def what_if(
         anatomy = discover(model, batch)
         altered = change(model, batch, anatomy, choices)
         pair = dict(zip(labels, (model, altered.of(model)), strict=True))
+        frozen = _frozen(*pair.values())
         recordings = {
             f"{label}, {GIVEN}": _named(examine(each, batch, loss_fn, label=f"{label}, {GIVEN}"), label, GIVEN)
             for label, each in pair.items()
         }
         if training is None:
-            return Comparison(recordings, title=_title(choices), notes=(ABLATION, NOT_TRAINED))
+            return Comparison(recordings, title=_title(choices), notes=(ABLATION, NOT_TRAINED, *frozen))
         fresh = Fresh(model, anatomy, make)
         builds: dict[str, Build] = dict(zip(labels, (fresh.of, lambda seed: altered.of(fresh.of(seed))), strict=True))
         found = retrained(builds, training, on_progress)
@@ -116,8 +119,16 @@ def what_if(
             recordings[name] = _named(found[label].recording, label, RETRAINED)
             start = examine(build(training.seeds[0]), batch, loss_fn, label=f"{name}, at init")
             at_init[name] = _named(start, label, RETRAINED)
-    notes = (ABLATION, *told(found, training), fresh.told, *([ONE_BATCH] if len(training.batches) == 1 else []))
+    one_batch = [ONE_BATCH] if len(training.batches) == 1 else []
+    notes = (ABLATION, *told(found, training), fresh.told, *one_batch, *frozen)
     return Comparison(recordings, at_init, title=_title(choices), notes=notes)
+
+
+def _frozen(model: nn.Module, changed: nn.Module) -> list[str]:
+    """Say how many biases are there still, at 0, because a module's code asks for them."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = [name for name, parameter in changed.named_parameters() if name in trained and not parameter.requires_grad]
+    return [FROZEN.format(len(kept))] if kept else []
 
 
 def _named(recording: Recording, label: str, group: str) -> Recording:
