@@ -93,13 +93,13 @@ class Choices:
                 f"Expected one stream a stack, got {mixed[0].mixing} in stack {mixed[0].index}. No what-if is defined there."
             )
         kinds = {branch.norm_kind for branch in anatomy.branches} - {"none"}
-        kind = kinds.pop() if len(kinds) == 1 else None
+        kind = next(iter(kinds)) if len(kinds) == 1 else None
         for name, now in (("norm_placement", anatomy.placement), ("norm_kind", kind)):
             if now is not None and getattr(self, name) == now:
                 raise LabError(
                     f"Expected another {name} than the model's own, got {now!r}, which it has. Leave it out."
                 )
-        if self.norm_kind is not None and kind is None and not kinds and self.norm_placement is None:
+        if self.norm_kind is not None and not kinds and self.norm_placement is None:
             raise LabError("Expected a model with norms for norm_kind, got one without. Pass norm_placement too.")
         attends = [branch for branch in anatomy.branches if branch.attention is not None]
         if (self.qk_norm is not None or self.soft_cap is not None) and not attends:

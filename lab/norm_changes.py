@@ -193,8 +193,8 @@ def _register(place: AddPlace, action: ResidualAdd, rewriting: Rewriting) -> Non
 def _place(branch: Branch, place: AddPlace | None) -> AddPlace:
     if place is None:
         raise LabError(
-            f"Expected the residual add of the {branch.kind} branch of block {branch.block} as a call of its own, got one that is "
-            "fused with other work. Write it as a plain sum."
+            f"Expected the residual add of the {branch.kind} branch of block {branch.block} as a call of its own, got one fused "
+            "with other work. Write it as a plain sum."
         )
     return place
 

@@ -84,8 +84,8 @@ def what_if(
         on_progress: called with (runs done, runs in all, what is next).
 
     Returns:
-        A comparison of two variants, "as it is" and "changed: ...", on the weights given and, where copies were trained, retrained;
-        its notes say what each part can tell.
+        A comparison of two variants, "as it is" and "changed: ...", on the weights given and, where copies were trained,
+        retrained; its notes say what each part can tell.
 
     Raises:
         LabError: no choice is given, it contradicts the model, or the anatomy has gaps; the sentence names what is missing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,10 +46,8 @@ class RewrittenAttention:
             operands = put(operands, positions[self.query], self._query)
         if self.key_norm is not None:
             operands = put(operands, positions[self.key], self._key)
-        return (capped_attention if self.cap else function)(*operands[0], **operands[1], **self._options())
-
-    def _options(self) -> dict[str, float]:
-        return {"cap": self.cap} if self.cap else {}
+        attend = partial(capped_attention, cap=self.cap) if self.cap else function
+        return attend(*operands[0], **operands[1])
 
     def _query(self, query: Tensor) -> Tensor:
         normed: Tensor = self.query_norm(query)  # type: ignore[misc]
