@@ -52,7 +52,7 @@ def what_if(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("what-if.html"),
 ) -> None:
     """Change one design choice of a model, examine both, retrain both from fresh weights, and write the comparison."""
-    from rheoscope.lab.built import built
+    from rheoscope.lab.built import built, maker
     from rheoscope.lab.what_if import what_if as asked
     from rheoscope.reports.report import write_report
     from rheoscope.reports.terminal import progress
@@ -70,6 +70,7 @@ def what_if(
             soft_cap=soft_cap,
             skip_scale=skip_scale,
             n_steps=steps,
+            make=maker(target, n_blocks=blocks),
             seeds=range(seeds),
             on_progress=lambda done, total, text: shown.update(bar, completed=done, total=total, description=text),
         )
