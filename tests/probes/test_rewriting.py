@@ -51,7 +51,7 @@ def left_out(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     [
         (CallPlace("", 0, "add", 0), 1.0),
         (CallPlace("", 0, "add", 1), 2.0),
-        (CallPlace("", 0, "iadd", 0), 4.0),
+        (CallPlace("", 0, "add", 2), 4.0),
         (CallPlace("child", 0, "add", 0), 8.0),
         (CallPlace("child", 1, "add", 1), 16.0),
     ],
@@ -85,7 +85,7 @@ def test_what_an_action_calls_is_no_call_of_the_forward() -> None:
 
 def test_a_forward_that_misses_a_place_raises() -> None:
     model, rewriting = Adding(), Rewriting()
-    rewriting.calls[CallPlace("", 0, "add", 2)] = left_out
+    rewriting.calls[CallPlace("", 0, "add", 3)] = left_out
     rewriting.install(model)
 
     with pytest.raises(LabError, match="passes all 1 places that are to be changed, got 0"):
