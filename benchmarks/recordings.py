@@ -16,6 +16,7 @@ from rheoscope.probes.schema import FORMAT, STATISTICS
 from rheoscope.probes.writer import Writer
 
 KINDS = ("attention", "mlp")
+WIDTH = 256
 STEPS_A_BATCH = 16  # as the probe writes them
 
 
@@ -29,6 +30,7 @@ class Plan:
         every: which of them are sampled in full.
         n_heads: of every block; 0 to leave attention and tokens out.
         seed: of the numbers.
+        is_whole: with the norms and hidden layers of a real run, which its page shows too.
     """
 
     n_blocks: int
@@ -36,6 +38,7 @@ class Plan:
     every: int = 1
     n_heads: int = 4
     seed: int = 0
+    is_whole: bool = False
 
 
 def write(plan: Plan, folder: Path) -> Recording:
@@ -104,6 +107,8 @@ def _tables(plan: Plan) -> Iterator[_Wandering]:
         for site in ("state", "write", "branch_output", "branch_input"):
             rows += [(block, kind, depth, site, side) for side in ("forward", "backward")]
         rows.append((block, kind, depth, "bias", "forward"))
+        if plan.is_whole and kind == "mlp":
+            rows += [(block, kind, depth, "hidden", side) for side in ("forward", "backward")]
     blocks, kinds, depths, sites, sides = (list(values) for values in zip(*rows, strict=True))
     places = _places(blocks, kinds, depths) | {
         "site": sites,
@@ -115,6 +120,9 @@ def _tables(plan: Plan) -> Iterator[_Wandering]:
     forward = np.array([side == "forward" for side in sides])
     size = np.where(forward, np.sqrt(1.0 + np.array(depths)), 1e-3) * np.where(np.array(sites) == "bias", 0.05, 1.0)
     levels = {name: size * (0.1 + index) for index, name in enumerate(STATISTICS) if name != "nonfinite"}
+    if plan.is_whole:
+        places["n"] = [4_096 * WIDTH] * len(rows)
+        levels["mean_share"] = np.full(len(rows), 0.01)
     yield _Wandering("activations", places, levels)
     one = np.ones(len(adds))
     here = _places(*(list(values) for values in zip(*adds, strict=True)))
@@ -148,6 +156,13 @@ def _parameters(plan: Plan) -> _Wandering:
         for part in ("in", "out")
         for role in ("weight", "bias")
     ]
+    if plan.is_whole:
+        names += [
+            (block, kind, f"h.{block}.{kind}.norm.{name}", role)
+            for block in range(plan.n_blocks)
+            for kind in KINDS
+            for name, role in (("weight", "gain"), ("bias", "norm_bias"))
+        ]
     blocks, kinds, paths, roles = (list(values) for values in zip(*names, strict=True))
     places = {"stack": [0] * len(names), "block": blocks, "branch": kinds, "name": paths, "role": roles}
     places |= {"n": [65_536] * len(names), "gradient_state": ["value"] * len(names)}
@@ -200,8 +215,10 @@ def _anatomy(plan: Plan) -> Anatomy:
             module_path=f"transformer.h.{block}.{kind}",
             output_bias=f"h.{block}.{kind}.out.bias",
             ledger_error=0.0,
+            input_norms=(f"h.{block}.{kind}.norm",) if plan.is_whole else (),
+            direct_norms=("input",) if plan.is_whole else (),
         )
         for block in range(plan.n_blocks)
         for index, kind in enumerate(KINDS)
     )
-    return Anatomy((Stack(0, branches, width=256),))
+    return Anatomy((Stack(0, branches, width=WIDTH),))

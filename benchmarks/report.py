@@ -27,6 +27,7 @@ PARTS = (
     ("Peers", "peers.py"),
     ("A long run", "soak.py"),
     ("Recording size", "scale.py"),
+    ("Reports", "pages.py"),
     ("Discovery and check-up", "discovery_cost.py"),
 )
 

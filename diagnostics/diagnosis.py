@@ -31,6 +31,7 @@ from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms
 from .notebook import verdict_html
+from .opened import opened
 from .output_logits import output_logits
 from .parameter_groups import decayed_gains, odd_rate
 from .repeatability import repeatability
@@ -173,7 +174,7 @@ def diagnose(recording: Recording, baseline: Recording | None = None) -> Diagnos
     Raises:
         RecordingError: a table cannot be read, or the baseline is of another model.
     """
-    tables = Tables(recording)
+    tables = opened(recording)
     good = None if baseline is None else Tables(baseline)
     beside = () if good is None else (partial(against_baseline, baseline=good),)
     found: list[Finding] = []

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rheoscope.diagnostics.comparison import Comparison, compare
     from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
     from rheoscope.diagnostics.finding import Finding
+    from rheoscope.lab.coordinates import coordinate_check
+    from rheoscope.lab.scale_up import scale_up
     from rheoscope.lab.what_if import what_if
     from rheoscope.probes.anatomy import Anatomy
     from rheoscope.probes.check_up import examine
@@ -37,9 +39,11 @@ __all__ = [
     "RheoscopeError",
     "attach",
     "compare",
+    "coordinate_check",
     "diagnose",
     "discover",
     "examine",
+    "scale_up",
     "what_if",
     "write_report",
 ]
@@ -55,9 +59,11 @@ _HOMES = {
     "RheoscopeError": "probes.errors",
     "attach": "probes.recorder",
     "compare": "diagnostics.comparison",
+    "coordinate_check": "lab.coordinates",
     "diagnose": "diagnostics.diagnosis",
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
+    "scale_up": "lab.scale_up",
     "what_if": "lab.what_if",
     "write_report": "reports.report",
 }

@@ -57,17 +57,26 @@ def _is_function(target: str) -> bool:
     return ":" in target and not Path(target).exists()
 
 
-def _from_function(target: str) -> tuple[nn.Module, Batch]:
+def imported(target: str) -> Any:
+    """Return what ``module:function`` names, looked for in the current folder too.
+
+    Raises:
+        LabError: it cannot be imported.
+    """
     module_name, _, name = target.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(import_module(module_name), name)()
-    except (ImportError, AttributeError) as error:
+        return getattr(import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise LabError(
             f"Expected module:function that can be imported from here, got {target!r} ({error}). Check the spelling."
         ) from error
     finally:
         sys.path.pop(0)
+
+
+def _from_function(target: str) -> tuple[nn.Module, Batch]:
+    found = imported(target)()
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)):
         raise LabError(f"Expected {target!r} to return (model, batch), got {type(found).__name__}. Return both.")
     model, batch = found

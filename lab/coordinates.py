@@ -102,7 +102,7 @@ def coordinate_check(
 
 
 def coordinates(recording: Recording) -> pd.DataFrame:
-    """Return one row a step and coordinate: the RMS of the last state and the logits, and the mean one of writes and hidden layers.
+    """Return one row a step and coordinate: RMS of the last state and the logits, mean RMS of writes and of hidden layers.
 
     ``attention logit`` is the standard deviation of a query's logits, where exact attention was recorded.
     """
@@ -115,7 +115,8 @@ def coordinates(recording: Recording) -> pd.DataFrame:
     heads = recording.table("attention", columns=["step", "head", "logit_std"])
     heads = heads[heads["head"] >= 0].rename(columns={"logit_std": "rms"}).assign(coordinate="attention logit").dropna()
     whole = pd.concat([found, heads[["step", "coordinate", "rms"]]], ignore_index=True)
-    return whole.groupby(["step", "coordinate"])["rms"].mean().reset_index()
+    means: pd.DataFrame = whole.groupby(["step", "coordinate"], as_index=False).agg({"rms": "mean"})
+    return means
 
 
 def _exponents(sizes: pd.DataFrame) -> pd.DataFrame:

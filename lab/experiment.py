@@ -8,16 +8,16 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
+import torch
 from rheoscope.diagnostics.comparison import Comparison
+from rheoscope.diagnostics.study import AGREES, DIFFERS, UNSETTLED, Study
 
 from .intervals import Interval
 
 OnProgress = Callable[[int, int, str], None]
 _OF_RUNS = ("n_seeds", "cpu_seconds", "failed")
-Verdict = Literal["agrees", "differs", "not settled at this scale"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,16 @@ class Claim:
     agrees: tuple[float, float] | None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> str:
         """Whether the measurement agrees; an interval on both sides of the range's end settles nothing."""
         if self.agrees is None or not self.measured.n:
-            return "not settled at this scale"
+            return UNSETTLED
         low, high = self.agrees
         if low <= self.measured.low and self.measured.high <= high:
-            return "agrees"
+            return AGREES
         if self.measured.high < low or self.measured.low > high:
-            return "differs"
-        return "not settled at this scale"
+            return DIFFERS
+        return UNSETTLED
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,28 @@ class Experiment:
     source: str
     minutes: tuple[float, float]
     carry_out: Callable[[Setting], Result]
+
+    def study(self, setting: Setting) -> Study:
+        """Carry it out, and return what a report shows of it."""
+        result = self.carry_out(setting)
+        how = [
+            ("size", "quick" if setting.is_quick else "full"),
+            ("seeds of training runs", ", ".join(map(str, setting.seeds))),
+            ("published by", self.source),
+            ("text", "bytes of the standard library's source, or tokens drawn by a rule; no network"),
+            ("torch", torch.__version__),
+        ]
+        return Study(
+            self.name,
+            self.question,
+            self.source,
+            result.claims_frame(),
+            result.shown_variants(),
+            result.curves,
+            result.notes,
+            how,
+            setting.is_quick,
+        )
 
 
 def at_least(value: float) -> tuple[float, float]:

@@ -14,6 +14,8 @@ from .architecture import Architecture
 def initialise(model: nn.Module, architecture: Architecture, generator: torch.Generator) -> None:
     """Draw every matrix; biases start at 0 and gains at 1."""
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            return  # a model that is only counted
         if parameter.dim() < 2:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         else:

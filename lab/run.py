@@ -36,7 +36,7 @@ class Run:
         seed: of the weights and the batches.
         n_steps: optimizer steps.
         batch: sequences a step; they are as long as the architecture's context.
-        task: what is learned: recall, text, zipf or uniform.
+        task: what is learned: recall, text, bpe, zipf or uniform.
         optimizer: adamw, or sgd (with ``momentum``).
         momentum: AdamW's beta 1, or that of SGD.
         beta_2: AdamW's.

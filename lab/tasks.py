@@ -9,6 +9,7 @@ import torch
 from rheoscope.probes.errors import LabError
 from torch import Tensor
 
+from .byte_pairs import token_batches
 from .corpus import batches
 
 RULE_HOLDS = 0.8  # share of tokens that follow the rule; the others are uniformly random
@@ -21,7 +22,7 @@ def task(name: str) -> Callable[[int, int, int, int], Batches]:
     """Return the function of (vocabulary, batch size, length, seed) that yields a task's batches.
 
     ``recall``: each token is a fixed permutation of the one before the last, four times in five. ``text``: bytes of the standard
-    library's source. ``zipf``: independent tokens, the k-th as frequent as 1 / k. ``uniform``: independent and equally frequent.
+    library's source. ``bpe``: the same in byte pairs, of a vocabulary of the given size that is trained on it. ``zipf``: independent tokens, the k-th as frequent as 1 / k. ``uniform``: independent and equally frequent.
 
     Raises:
         LabError: there is no such task.
@@ -68,4 +69,4 @@ def _uniform(vocabulary: int, batch_size: int, length: int, seed: int) -> Batche
         yield torch.randint(vocabulary, (batch_size, length + 1), generator=generator)
 
 
-_TASKS = {"recall": _recall, "text": _text, "zipf": _zipf, "uniform": _uniform}
+_TASKS = {"recall": _recall, "text": _text, "bpe": token_batches, "zipf": _zipf, "uniform": _uniform}

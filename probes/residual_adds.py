@@ -19,6 +19,10 @@ class Held:
 
     state: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Held:
+        """Return one that holds nothing: what a forward that was broken off left here is in its graph."""
+        return Held()
+
 
 @dataclass
 class ResidualAdd:
@@ -63,7 +67,7 @@ class ResidualAdd:
             total = self.sum_norm(total)
         if self.read_norm is not None:
             self.held.state, total = total, self.read_norm(total)
-        if written_to is not None and not function.__name__.startswith("__"):
+        if written_to is not None:
             if self.takes_held or self.read_norm is not None:
                 raise LabError(
                     f"Expected residual adds that give a new tensor, got {function.__name__} in place, which does not let "

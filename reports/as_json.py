@@ -15,16 +15,21 @@ from rheoscope.probes.anatomy import Anatomy
 from .content import ComparisonContent, Rows, RunContent, Section
 from .figures.chart import Chart
 from .grid import excerpt
+from .study_content import StudyContent
 from .theme import plain
 from .words import verdict_sentence
 
 SCHEMA = 1  # changes whenever a reader of an older document could be misled
 
 
-def as_json(content: RunContent | ComparisonContent) -> str:
+def as_json(content: RunContent | ComparisonContent | StudyContent) -> str:
     """Return one JSON document: verdict, findings, and the numbers behind every chart."""
-    kind = "comparison" if isinstance(content, ComparisonContent) else "run"
-    said = _comparison(content) if isinstance(content, ComparisonContent) else _run(content)
+    if isinstance(content, StudyContent):
+        kind, said = "study", _study(content)
+    elif isinstance(content, ComparisonContent):
+        kind, said = "comparison", _comparison(content)
+    else:
+        kind, said = "run", _run(content)
     value = {"generator": "Rheoscope", "schema": SCHEMA, "kind": kind, "title": content.title, **said}
     return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -58,6 +63,21 @@ def _comparison(content: ComparisonContent) -> dict[str, Any]:
         ],
         "not_measured": list(content.not_measured),
         "sections": [_section(section) for section in content.sections],
+    }
+
+
+def _study(content: StudyContent) -> dict[str, Any]:
+    study = content.study
+    return {
+        "name": study.name,
+        "source": plain(study.source, 400),
+        "sentence": study.sentence,
+        "is_quick": study.is_quick,
+        "claims": _table(study.claims),
+        "variants": _table(study.variants),
+        "notes": list(content.notes),
+        "charts": [_chart(chart) for chart in content.charts],
+        "setting": {plain(term): plain(text, 400) for term, text in study.setting},
     }
 
 

@@ -11,6 +11,7 @@ from rheoscope.diagnostics.diagnosis import Diagnosis
 from . import words
 from .content import ComparisonContent, RunContent, Section
 from .grid import cell, excerpt
+from .study_content import StudyContent
 from .theme import plain
 
 N_FINDINGS = 5
@@ -21,9 +22,12 @@ _ALIVE = re.compile(r"@(?=\w)|#(?=\d)|://|\bwww\.", re.IGNORECASE)
 _JOINER = "\u2060"
 
 
-def as_markdown(content: RunContent | ComparisonContent) -> str:
+def as_markdown(content: RunContent | ComparisonContent | StudyContent) -> str:
     """Return Markdown without HTML of its own but a comment; every name in it is text, and notifies nobody."""
-    lines = _comparison(content) if isinstance(content, ComparisonContent) else _run(content)
+    if isinstance(content, StudyContent):
+        lines = _study(content)
+    else:
+        lines = _comparison(content) if isinstance(content, ComparisonContent) else _run(content)
     return "<!-- Written by Rheoscope -->\n" + "\n".join(lines) + "\n"
 
 
@@ -53,6 +57,16 @@ def _comparison(content: ComparisonContent) -> Iterator[str]:
         yield ""
         yield from _findings(diagnosis)
     yield from _list("Not measured", content.not_measured)
+
+
+def _study(content: StudyContent) -> Iterator[str]:
+    yield f"## {escaped(content.title)}"
+    yield ""
+    yield escaped(content.study.sentence)
+    yield ""
+    yield from _table(content.study.claims)
+    yield from _table(content.study.variants)
+    yield from _list("Not settled", content.notes)
 
 
 def escaped(text: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 from rheoscope.diagnostics.comparison import Comparison
+from rheoscope.diagnostics.designs import outcomes
+from rheoscope.diagnostics.opened import opened
 from rheoscope.diagnostics.tables import Tables
 
 from .theme import PALETTE, number, plain
@@ -37,14 +39,14 @@ class Compared:
     @cached_property
     def runs(self) -> dict[str, Tables]:
         """The training runs' tables, by label."""
-        return {label: Tables(recording) for label, recording in self.comparison.recordings.items()}
+        return {label: opened(recording) for label, recording in self.comparison.recordings.items()}
 
     @cached_property
     def starts(self) -> dict[str, Tables]:
         """The check-ups' tables at init, by label; the run's own where there is no check-up."""
         comparison = self.comparison
         return {
-            label: Tables(comparison.at_init[label]) if label in comparison.at_init else self.runs[label]
+            label: opened(comparison.at_init[label]) if label in comparison.at_init else self.runs[label]
             for label in comparison.labels
         }
 
@@ -87,15 +89,37 @@ class Compared:
             for variant in [self.comparison.variant(label)]
         }
 
-    def by_placement(self, column: str) -> str:
-        """Return a column of the summary by norm placement, group after group, in words: one value, or from which to which."""
-        rows = self.summary.dropna(subset=[column])
+    @cached_property
+    def ends(self) -> list[int]:
+        """The depth of the last add of every block, where all variants have the same; else nothing."""
+        found = {
+            tuple(max(branch.depth for branch in block) for block in recording.anatomy.blocks)
+            for recording in self.comparison.recordings.values()
+        }
+        is_one = len(found) == 1 and all(len(r.anatomy.stacks) == 1 for r in self.comparison.recordings.values())
+        return list(found.pop()) if is_one else []
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """The runs as cells of an experiment: see ``designs.outcomes``."""
+        columns = ["step", "loss", "lr"]
+        losses = {label: r.table("steps", columns=columns) for label, r in self.comparison.recordings.items()}
+        return outcomes(self.summary, losses)
+
+    def by_placement(self, values: str | Mapping[str, float]) -> str:
+        """Return values by norm placement, group after group, in words: one value, or from which to which.
+
+        Args:
+            values: a column of the summary, or label -> value.
+        """
+        found = self.summary[values] if isinstance(values, str) else self.summary["label"].map(dict(values))
+        rows = self.summary.assign(value=found).dropna(subset=["value"])
         parts = []
         for group in self.groups:
             inside = rows[rows["group"] == group]
             names = list(dict.fromkeys(inside["placement"]))
             text = ", ".join(
-                f"{_span(inside[inside['placement'] == name][column])} under {name}-norm" for name in names
+                f"{_span(inside[inside['placement'] == name]['value'])} under {name}-norm" for name in names
             )
             parts.append(f"{text} ({plain(group)})" if group else text)
         return "; ".join(parts)

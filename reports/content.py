@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
+from rheoscope.diagnostics.block_values import block_values
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
+from rheoscope.diagnostics.opened import opened
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.errors import RecordingError, ReportError
 from rheoscope.probes.recording import Recording
 
 from . import words
 from .compared import Compared
+from .designs import with_designs
 from .figures import COMPARISON_SECTIONS, RUN_SECTIONS
 from .figures.chart import Chart
+from .figures.outlook import outlook
+from .figures.profile import steps_to_bring_up
 from .theme import plain
 
 LEADING_CHARTS = ("skip-transmission", "amplification", "bias-share")  # whose titles head a comparison
+OUTLOOK = (("forecasts-made", "Forecasts", "", (outlook,)),)  # drawn of the verdict as well
 Rows = Sequence[tuple[str, str]]
 
 
@@ -43,9 +48,11 @@ class RunContent:
         diagnosis: the verdict on it.
         facts: what was measured, on what.
         anatomy: what discovery found, in a sentence.
+        blocks: a few numbers of every block at the last sampled step.
         sections: the charts, with the tables behind them.
         not_measured: what was not measured and why, in sentences.
         events: what happened during the run, in sentences.
+        steps_note: which steps the page can bring up, in words; "" where all are drawn.
         provenance: with what, and how, the recording was made.
     """
 
@@ -54,9 +61,11 @@ class RunContent:
     diagnosis: Diagnosis
     facts: Rows
     anatomy: str
+    blocks: pd.DataFrame
     sections: Sequence[Section]
     not_measured: Sequence[str]
     events: Sequence[str]
+    steps_note: str
     provenance: Rows
 
 
@@ -93,22 +102,26 @@ def content(subject: Recording | Comparison, diagnosis: Diagnosis | None = None)
     if isinstance(subject, Comparison):
         return _comparison(subject)
     if isinstance(subject, Recording):
-        return _run(subject, diagnose(subject) if diagnosis is None else diagnosis)
+        tables = opened(subject)  # held, so that the verdict reads the same ones
+        return _run(tables, diagnose(subject) if diagnosis is None else diagnosis)
     raise ReportError(
         f"Expected a Recording or a Comparison, got {type(subject).__name__}. Pass probe.recording, or compare(...)."
     )
 
 
-def _run(recording: Recording, diagnosis: Diagnosis) -> RunContent:
+def _run(tables: Tables, diagnosis: Diagnosis) -> RunContent:
+    recording = tables.recording
     return RunContent(
         title=plain(recording.manifest.get("label") or "") or "Stability report",
         recording=recording,
         diagnosis=diagnosis,
         facts=words.facts(recording),
         anatomy=words.anatomy_sentence(recording.anatomy),
-        sections=_sections(RUN_SECTIONS, Tables(recording)),
+        blocks=block_values(tables),
+        sections=[*_sections(RUN_SECTIONS, tables), *_sections(OUTLOOK, tables, diagnosis)],
         not_measured=words.not_measured(recording),
         events=list(words.events(recording)),
+        steps_note=words.steps_note(len(steps_to_bring_up(tables)), recording),
         provenance=words.provenance(recording),
     )
 
@@ -125,7 +138,7 @@ def _comparison(comparison: Comparison) -> ComparisonContent:
             *(plain(note, 600) for note in comparison.notes),
             *(f"{charts[key].title}." for key in LEADING_CHARTS if charts[key].figure is not None),
         ],
-        summary=words.summary(compared.summary),
+        summary=words.summary(with_designs(compared)),
         sections=sections,
         not_measured=[f"{plain(label)}: {sentence}" for label, r in recordings for sentence in words.not_measured(r)],
         provenance=[(plain(label), [*words.facts(r), *words.provenance(r)]) for label, r in recordings],
@@ -133,21 +146,21 @@ def _comparison(comparison: Comparison) -> ComparisonContent:
 
 
 def _sections(
-    sections: Sequence[tuple[str, str, str, Sequence[Callable[[Any], Chart]]]], subject: object
+    sections: Sequence[tuple[str, str, str, Sequence[Callable[..., Chart]]]], *subjects: object
 ) -> list[Section]:
     return [
-        Section(key, title, intro, [_drawn(chart, subject) for chart in charts])
+        Section(key, title, intro, [_drawn(chart, *subjects) for chart in charts])
         for key, title, intro, charts in sections
     ]
 
 
-def _drawn(figure: Callable[[Any], Chart], subject: object) -> Chart:
+def _drawn(figure: Callable[..., Chart], *subjects: object) -> Chart:
     """Return the chart with a title of printable text: branches and variants are named by others.
 
     One that cannot be drawn says so: a recording with tables that contradict each other still gets its other charts.
     """
     try:
-        chart = figure(subject)
+        chart = figure(*subjects)
     except RecordingError:
         raise
     except Exception as error:  # noqa: BLE001 - the rest of the page is worth having

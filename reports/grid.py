@@ -30,7 +30,7 @@ def grid(frame: pd.DataFrame) -> Markup:
     shown, note = excerpt(frame)
     is_text = [not pd.api.types.is_numeric_dtype(shown[column]) for column in shown]
     head = Markup("").join(
-        Markup('<th scope="col"{}>{}</th>').format(_kind(text), str(column).replace("_", " "))
+        Markup('<th scope="col"{}{}>{}</th>').format(_kind(text), _key(column), str(column).replace("_", " "))
         for column, text in zip(shown.columns, is_text, strict=True)
     )
     rows = Markup("").join(_row(values, is_text) for values in shown.itertuples(index=False, name=None))
@@ -67,6 +67,11 @@ def _row(values: tuple[object, ...], is_text: list[bool]) -> Markup:
         for value, text in zip(values, is_text, strict=True)
     )
     return Markup("<tr>{}</tr>").format(Markup("").join(cells))
+
+
+def _key(column: object) -> Markup:
+    """Return what tells the page which block a row is of."""
+    return Markup(' data-key="{}"').format(column) if column in ("stack", "block") else Markup("")
 
 
 def _kind(is_text: bool) -> Markup:

@@ -9,20 +9,26 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.finding import Finding
+from rheoscope.diagnostics.frames import records
+from rheoscope.diagnostics.study import AGREES, DIFFERS
 from rheoscope.probes.anatomy import Anatomy
 
 from . import words
 from .content import ComparisonContent, RunContent, Section
 from .grid import grid
-from .script import digest, plotly_script
+from .script import digest, packed, plotly_script
 from .sketch import describe, is_uniform, sketch, typical_block
+from .strip import left_out, strip
+from .study_content import DEFINITIONS, StudyContent
 from .theme import counted, plain
 
 N_LEADING = 3  # findings at the head of a run, ill variants at the head of a comparison
+SCRIPTS = ("places.js", "charts.js", "controls.js", "boot.js")  # one script of the page, in this order
 MOST_FINDINGS = 200  # that one list of the page holds: a fault of a thousand blocks is told by the first of them
 
 
@@ -35,8 +41,11 @@ class Picture:
     svg: Markup
 
 
-def page(content: RunContent | ComparisonContent) -> str:
+def page(content: RunContent | ComparisonContent | StudyContent) -> str:
     """Return the page as text; the same for the same recording, to the byte."""
+    if isinstance(content, StudyContent):
+        sections = [Section("curves", "Curves", "", content.charts)] if content.charts else []
+        return _page("study.html.j2", sections, **_study(content))
     if isinstance(content, ComparisonContent):
         return _page("comparison.html.j2", content.sections, **_comparison(content))
     return _page("run.html.j2", content.sections, **_run(content))
@@ -54,11 +63,33 @@ def _run(content: RunContent) -> dict[str, Any]:
         "facts": content.facts,
         "anatomy_sentence": content.anatomy,
         "sketches": _pictures(anatomy),
+        "strips": _strips(content.blocks, n_stacks=len(anatomy.stacks)),
         "branches": anatomy.to_frame().drop(columns=[c for c in ("stack",) if len(anatomy.stacks) < 2]),
         "not_judged": [plain(sentence, 500) for sentence in content.diagnosis.not_judged],
         "not_measured": content.not_measured,
         "events": content.events,
         "provenance": content.provenance,
+        "blocks": [stack.n_blocks for stack in anatomy.stacks],
+        "steps_note": content.steps_note,
+    }
+
+
+def _study(content: StudyContent) -> dict[str, Any]:
+    marks = {AGREES: "", DIFFERS: "error"}
+    return {
+        "title": content.title,
+        "sentence": content.study.sentence,
+        "is_quick": content.study.is_quick,
+        "claims": [
+            {name: plain(value, 400) for name, value in row.items()} | {"mark": marks.get(row["verdict"], "warning")}
+            for row in records(content.study.claims)
+        ],
+        "variants": content.study.variants,
+        "notes": content.notes,
+        "setting": [(plain(term), plain(text, 400)) for term, text in content.study.setting],
+        "blocks": [],
+        "steps_note": "",
+        "definitions": DEFINITIONS,
     }
 
 
@@ -76,6 +107,8 @@ def _comparison(content: ComparisonContent) -> dict[str, Any]:
         ],
         "not_measured": content.not_measured,
         "provenance": content.provenance,
+        "blocks": [max(r.anatomy.n_blocks for r in content.comparison.recordings.values())],
+        "steps_note": "",
     }
 
 
@@ -90,6 +123,17 @@ def _pictures(anatomy: Anatomy) -> list[Picture]:
             title += ", all like this one" if is_uniform(stack) else ", the commonest of them like this one"
         found.append(Picture(title, "; ".join(describe(branch) for branch in branches), sketch(branches)))
     return found
+
+
+def _strips(blocks: pd.DataFrame, *, n_stacks: int) -> list[Picture]:
+    """Return one coloured column of blocks a stack."""
+    return [
+        Picture(
+            "Its blocks as measured" if n_stacks == 1 else f"Stack {stack}: its blocks as measured", left_out(rows),
+            strip(rows, n_stacks=n_stacks),
+        )
+        for stack, rows in blocks.groupby("stack")
+    ]  # fmt: skip
 
 
 def _ill(comparison: Comparison) -> list[tuple[str, str, words.Item]]:
@@ -119,7 +163,7 @@ def _variants(comparison: Comparison) -> list[Picture]:
 
 
 def _page(template: str, sections: Sequence[Section], **context: Any) -> str:
-    boot, plotly = _asset("boot.js"), plotly_script()
+    boot, plotly = "".join(map(_asset, SCRIPTS)), plotly_script()
     charts = {chart.key: chart.figure for section in sections for chart in section.charts if chart.figure is not None}
     policy = (
         f"default-src 'none'; script-src '{plotly.digest}' '{digest(boot)}'; style-src 'unsafe-inline'; "
@@ -135,16 +179,14 @@ def _page(template: str, sections: Sequence[Section], **context: Any) -> str:
             boot=Markup(boot),
             packed=Markup(plotly.packed),
             figures=_data({key: json.loads(figure.to_json()) for key, figure in charts.items()}),
-            definitions=words.DEFINITIONS,
-            **context,
+            **{"definitions": words.DEFINITIONS, **context},
         )
     )
 
 
 def _data(value: object) -> Markup:
-    """Return JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    """Return JSON, packed."""
+    return Markup(packed(json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True), level=6))
 
 
 @cache

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.diagnostics.diagnosis import Diagnosis
+from rheoscope.diagnostics.study import Study
 from rheoscope.probes.errors import ReportError
 from rheoscope.probes.recording import Recording
 
@@ -15,21 +16,22 @@ from .as_markdown import as_markdown
 from .content import ComparisonContent, RunContent, content
 from .output import write_text
 from .page import page
+from .study_content import StudyContent, study_content
 from .terminal import as_text
 
-Form = Callable[[RunContent | ComparisonContent], str]
+Form = Callable[[RunContent | ComparisonContent | StudyContent], str]
 FORMS: dict[str, Form] = {"html": page, "json": as_json, "markdown": as_markdown, "text": as_text}
 SUFFIXES = {".json": "json", ".md": "markdown", ".txt": "text"}  # any other is a page
 
 
 def write_report(
-    subject: Recording | Comparison,
+    subject: Recording | Comparison | Study,
     path: str | Path = "report.html",
     diagnosis: Diagnosis | None = None,
     *,
     form: str | None = None,
 ) -> Path:
-    """Write the report of a recording, or of a comparison, to one file that needs no network.
+    """Write the report of a recording, a comparison or an experiment to one file that needs no network.
 
     Args:
         subject: what to show.
@@ -48,12 +50,12 @@ def write_report(
     return write_text(render(subject, diagnosis, form=chosen), path)
 
 
-def render(subject: Recording | Comparison, diagnosis: Diagnosis | None = None, *, form: str = "html") -> str:
+def render(subject: Recording | Comparison | Study, diagnosis: Diagnosis | None = None, *, form: str = "html") -> str:
     """Return the report as text; the same for the same recording, to the byte.
 
     Raises:
-        ReportError: ``subject`` is neither a recording nor a comparison, or ``form`` is none of the four.
+        ReportError: ``subject`` is none of these, or ``form`` is none of the four.
     """
     if form not in FORMS:
         raise ReportError(f"Expected a form among {list(FORMS)}, got {form!r}. Pass one of these.")
-    return FORMS[form](content(subject, diagnosis))
+    return FORMS[form](study_content(subject) if isinstance(subject, Study) else content(subject, diagnosis))

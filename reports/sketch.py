@@ -37,7 +37,7 @@ def is_uniform(stack: Stack) -> bool:
 def sketch(branches: Sequence[Branch]) -> Markup:
     """Return an SVG of one block, read from the bottom up."""
     height = 30 + sum(_ROW + (_NORM_ROW if branch.placement == "post" else 0) for branch in branches)
-    width = _LEFT + 2 * _NORM_WIDTH + _BRANCH_WIDTH + 4 * _GAP
+    width = _LEFT + 2 * _NORM_WIDTH + max(map(_box_width, branches), default=_BRANCH_WIDTH) + 4 * _GAP
     parts: list[Markup] = [_line(_STREAM, height, _STREAM, 14, "stream", arrow=True)]
     y = height - 12
     for branch in branches:
@@ -75,8 +75,7 @@ def _branch(branch: Branch, y: float) -> list[Markup]:
     boxes: list[tuple[float, str, str]] = []
     if before:
         boxes.append((_NORM_WIDTH, norm_name(branch), "norm"))
-    name = branch_name(branch)
-    boxes.append((_BRANCH_WIDTH, name + (" + bias" if branch.output_bias else ""), "branch"))
+    boxes.append((_box_width(branch), box_name(branch), "branch"))
     if after:
         boxes.append((_NORM_WIDTH, norm_name(branch), "norm"))
     end = x + sum(width for width, _, _ in boxes) + _GAP * len(boxes)
@@ -95,6 +94,16 @@ def _branch(branch: Branch, y: float) -> list[Markup]:
 def branch_name(branch: Branch) -> str:
     """Return what a reader calls the branch."""
     return {"mlp": "MLP", "moe": "MoE"}.get(branch.kind, plain(branch.kind, 24).replace("_", " "))
+
+
+def box_name(branch: Branch) -> str:
+    """Return what stands in the branch's box: its name, a norm of queries and keys, a bias at its end."""
+    is_normed = branch.attention is not None and branch.attention.qk_norm in ("layernorm", "rmsnorm")
+    return branch_name(branch) + (", QK-norm" if is_normed else "") + (" + bias" if branch.output_bias else "")
+
+
+def _box_width(branch: Branch) -> float:
+    return max(_BRANCH_WIDTH, 7 * len(box_name(branch)))
 
 
 def norm_name(branch: Branch) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rheoscope.diagnostics.diagnosis import Diagnosis
+from rheoscope.diagnostics.study import AGREES, DIFFERS, Study
 from rheoscope.probes.anatomy import Anatomy
 from rich.box import SIMPLE
 from rich.console import Console
@@ -19,6 +20,7 @@ from .content import ComparisonContent, RunContent
 from .details import details
 from .grid import cell, excerpt
 from .sketch import typical_block
+from .study_content import StudyContent
 from .text_sketch import rows, text_sketch
 from .theme import plain
 
@@ -27,15 +29,18 @@ if TYPE_CHECKING:
 
 _COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
-_CLAIM_COLOURS = {"agrees": "green", "differs": "red"}
+_CLAIM_COLOURS = {AGREES: "green", DIFFERS: "red"}
 _WIDTH = 110  # of text that is written to a file
 
 
-def as_text(content: RunContent | ComparisonContent) -> str:
+def as_text(content: RunContent | ComparisonContent | StudyContent) -> str:
     """Return what a report says as plain text: verdict, findings, anatomy or summary, what was not measured."""
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, highlight=False, color_system=None, force_terminal=False)
     console.print(Text("Written by Rheoscope."), Text(content.title, style="bold"), Text(""), sep="\n")
+    if isinstance(content, StudyContent):
+        show_study(content.study, console)
+        return _lines(out)
     if isinstance(content, ComparisonContent):
         _print_comparison(content, console)
     else:
@@ -44,6 +49,10 @@ def as_text(content: RunContent | ComparisonContent) -> str:
         show_anatomy(content.recording.anatomy, console)
         _print_list("Not judged", content.diagnosis.not_judged, console)
     _print_list("Not measured", content.not_measured, console)
+    return _lines(out)
+
+
+def _lines(out: io.StringIO) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -69,15 +78,21 @@ def show_table(frame: pd.DataFrame, title: str = "", console: Console | None = N
     console.print(table)
 
 
-def show_claims(claims: pd.DataFrame, console: Console | None = None) -> None:
-    """Print what was measured beside what is published: columns what, measured, published, source, verdict."""
+def show_study(study: Study, console: Console | None = None) -> None:
+    """Print an experiment: what was measured beside what is published, the variants, and what is not settled."""
     console = console or Console(highlight=False)
+    console.print(Text(study.question, style="bold"), Text(study.sentence), Text(""), sep="\n")
     lines = Table.grid(padding=(0, 2))
-    for claim in claims.itertuples():
+    for claim in study.claims.itertuples():
         style = _CLAIM_COLOURS.get(str(claim.verdict), "dim")
-        lines.add_row(Text(str(claim.verdict), style=style), Text(f"{claim.what}: {claim.measured}"))
-        lines.add_row("", Text(f"published: {claim.published} ({claim.source})", style="dim"))
-    console.print(lines)
+        lines.add_row(Text(str(claim.verdict), style=style), Text(plain(f"{claim.what}: {claim.measured}", 400)))
+        lines.add_row("", Text(plain(f"published: {claim.published} ({claim.source})", 400), style="dim"))
+    console.print(lines, Text(""))
+    show_table(study.variants, "Variants", console)
+    for note in study.notes:
+        console.print(Text(plain(note, 600)))
+    if study.is_quick:
+        console.print(Text("A quick run: small, few seeds and learning rates. Leave out --quick for the full size."))
 
 
 def _print_list(title: str, sentences: Sequence[str], console: Console) -> None:

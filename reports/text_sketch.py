@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rheoscope.probes.anatomy import Branch, Stack
 
 from .details import inside_of
-from .sketch import branch_name, norm_name
+from .sketch import box_name, branch_name, norm_name
 from .theme import number
 
 
@@ -59,7 +59,7 @@ def _signature(branches: Sequence[Branch]) -> tuple[object, ...]:
 def _branch(branch: Branch) -> list[str]:
     before, after = branch.placement in ("pre", "double"), branch.placement in ("double", "reordered")
     parts = [norm_name(branch)] * before
-    parts.append(branch_name(branch) + (" + bias" if branch.output_bias else ""))
+    parts.append(box_name(branch))
     parts += [norm_name(branch)] * after
     inside = "── " + " ── ".join(parts) + " ──"
     add = "⊕◂" + "─" * (len(inside) - 1) + "╮"

@@ -63,6 +63,9 @@ SUMMARY_COLUMNS = {
     "bias_share": "largest bias share",
     "bias_gradient_share": "bias gradient share",
     "loss_last": "final loss",
+    "loss_interval": "final loss over seeds, 95 % interval",
+    "best_lr": "best learning rate",
+    "largest_stable_lr": "largest stable learning rate",
 }
 
 
@@ -151,13 +154,12 @@ def facts(recording: Recording) -> list[tuple[str, str]]:
     """Return what was measured, on what."""
     manifest = recording.manifest
     model = _mapping(manifest.get("model"))
-    steps = recording.table("steps", columns=["step", "is_sampled"])
-    n_sampled = int(steps["is_sampled"].fillna(value=False).astype(bool).sum())
+    n_steps, n_sampled = len(recording.table("steps", columns=["step"])), _n_sampled(recording)
     rows = [
         ("Model", f"{plain(model.get('class_name', 'unknown'))}, {_count(model.get('n_parameters'))} parameters, "
          f"{plain(model.get('dtype', ''))} on {plain(model.get('device', ''))}"),
-        ("Measured", f"{n_sampled} of {len(steps)} steps in full: activations, gradients, parameters; loss of all steps"
-         if len(steps) > 1 else "one forward and backward, and active checks"),
+        ("Measured", f"{n_sampled:,} of {n_steps:,} steps in full: activations, gradients, parameters; loss of all steps"
+         if n_steps > 1 else "one forward and backward, and active checks"),
         ("Recorded", plain(manifest.get("created", "unknown"))),
     ]  # fmt: skip
     if recording.is_long("activations"):
@@ -167,6 +169,17 @@ def facts(recording: Recording) -> list[tuple[str, str]]:
             ("State", "the run was not closed: it is still going on, or it was cut off; what it flushed is shown")
         )
     return rows
+
+
+def steps_note(n_steps: int, recording: Recording) -> str:
+    """Return which steps the page can bring up, where it is not all that were sampled."""
+    n_sampled = _n_sampled(recording)
+    return f"{n_steps} of {n_sampled:,} sampled steps: those that stand out" if 1 < n_steps < n_sampled else ""
+
+
+def _n_sampled(recording: Recording) -> int:
+    steps = recording.table("steps", columns=["is_sampled"])
+    return int(steps["is_sampled"].fillna(value=False).astype(bool).sum())
 
 
 def provenance(recording: Recording) -> list[tuple[str, str]]:

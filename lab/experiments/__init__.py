@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import pandas as pd
 from rheoscope.lab.experiment import Experiment
 from rheoscope.probes.errors import LabError
 
@@ -14,11 +15,25 @@ _MODULES = {
     "double-norm": "double_norm",
     "ivanov": "ivanov",
     "olmo2": "olmo2",
+    "optimization": "optimization",
     "takase": "takase",
+    "vocabulary": "vocabulary",
     "wortsman": "wortsman",
     "xiong": "xiong",
 }
 NAMES = tuple(_MODULES)
+
+
+def listing() -> pd.DataFrame:
+    """Return one row an experiment: its name, question, source and time."""
+    rows = [experiment(name) for name in NAMES]
+    return pd.DataFrame(
+        [
+            (each.name, each.question, each.source, f"{each.minutes[0]:g} min, {each.minutes[1]:g} quick")
+            for each in rows
+        ],
+        columns=["experiment", "question", "source", "time on 2 cores"],
+    )
 
 
 def experiment(name: str) -> Experiment:

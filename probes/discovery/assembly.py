@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from . import branches
 from .certificate import Entry, entry
 from .dataflow import Dataflow
+from .links import Link, Stream
 from .plan import Plan
-from .residual import Link, Stream, reads_of
+from .residual import reads_of
 from .routes import Route
 from .vocabulary import QUOTIENTS
 

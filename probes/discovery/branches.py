@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 
 from .dataflow import Dataflow
+from .links import Link
 from .recorder import Operation
-from .residual import Link
 from .vocabulary import (
     ATTENTION,
     CONVOLUTIONS,

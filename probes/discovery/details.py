@@ -11,11 +11,11 @@ from torch import nn
 from .dataflow import Dataflow
 from .heads import heads, is_rotated
 from .hidden import hidden, projections
+from .links import Stream
 from .outlets import outlet
 from .plan import Plan
 from .positions import causal_stacks, shift_test
 from .recorder import Operation
-from .residual import Stream
 from .vocabulary import LINEAR, is_heavy
 
 

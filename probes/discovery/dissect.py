@@ -18,8 +18,9 @@ from .branches import is_convolutional
 from .certificate import captured, outcome
 from .dataflow import Dataflow
 from .details import detailed
+from .links import Stream
 from .plan import Plan
-from .residual import Stream, streams
+from .residual import streams
 from .trace import Trace, trace
 from .verdict import certified
 

@@ -6,8 +6,8 @@ from rheoscope.probes.branch_anatomy import AttentionAnatomy
 
 from .branches import attention, norm_kind, queries_and_keys
 from .dataflow import Dataflow
+from .links import Link
 from .recorder import Operation
-from .residual import Link
 from .vocabulary import ADDS, PRODUCTS, is_heavy
 
 _REPEATING = frozenset("expand repeat repeat_interleave expand_as tile".split())

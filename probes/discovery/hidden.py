@@ -8,9 +8,9 @@ from rheoscope.probes.branch_anatomy import HiddenAnatomy, Projection
 
 from .branches import beside
 from .dataflow import Dataflow
+from .links import Link
 from .plan import Plan
 from .recorder import Operation
-from .residual import Link
 from .vocabulary import ADDS, ATTENTION, CONVOLUTIONS, EXPERTS, LINEAR, MATRIX_PRODUCTS, PRODUCTS, is_heavy
 
 _ACTIVATIONS = (

@@ -8,9 +8,9 @@ from rheoscope.probes.anatomy import Outlet, Point
 
 from . import branches
 from .dataflow import Dataflow
+from .links import Stream
 from .plan import Plan
 from .recorder import Operation, Position
-from .residual import Stream
 from .vocabulary import LINEAR, is_heavy
 
 _PASSED = frozenset("view part mask dropout scale center shift mix".split())  # kinds of steps before a final norm

@@ -18,7 +18,8 @@ from .branches import attention, queries_and_keys
 from .dataflow import Add, Dataflow
 from .heads import images
 from .recorder import Operation
-from .residual import Link, Stream, streams
+from .links import Link, Stream
+from .residual import streams
 from .trace import trace
 from .vocabulary import is_heavy
 

@@ -4,67 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from .chains import chains
 from .dataflow import Add, Dataflow
+from .last_norm import describe_last
+from .links import Link, Stream
 from .recorder import Operation
 from .vocabulary import ADDS, NORM_MODULE, NORMS, is_heavy
-
-
-@dataclass
-class Link:
-    """One add of a stream and its branch.
-
-    Attributes:
-        add: the residual add.
-        skip_path: (value, kind of the step that made it) from the skip operand back to the previous sum.
-        state: the value that the next skip path and branch read.
-        terms: what is summed into the branch operand; one unless the block is parallel.
-        operands: what is added, one value for each add that was joined into this link.
-        cores: per term, the output of its last heavy operation.
-        output_kinds: kinds of the transparent steps between the cores and the operand.
-        entries: (index of the state that is read, normed or raw, norm output value or None).
-        operations: everything computed between the states it reads and the operand, last first.
-        foreign: values it reads that vary with the batch but do not come from this stream.
-        skip_norms: outputs of the norms between this sum and the state.
-        output_norms: outputs of the norms between core and operand.
-        stream: bits of the values of the stream that the branch may read.
-        read: values of its own stream that the branch reads.
-    """
-
-    add: Add
-    skip_path: list[tuple[int, str]] = field(default_factory=list)
-    state: int = -1
-    terms: list[int] = field(default_factory=list)
-    operands: list[int] = field(default_factory=list)
-    cores: list[int] = field(default_factory=list)
-    output_kinds: list[str] = field(default_factory=list)
-    entries: list[tuple[int, bool, int | None]] = field(default_factory=list)
-    operations: list[Operation] = field(default_factory=list)
-    foreign: list[int] = field(default_factory=list)
-    skip_norms: list[int] = field(default_factory=list)
-    output_norms: list[int] = field(default_factory=list)
-    stream: int = 0
-    read: list[int] = field(default_factory=list)
-
-    @property
-    def is_parallel(self) -> bool:
-        """Whether several terms are added at once."""
-        return len(self.terms) > 1
-
-    @property
-    def skip_kinds(self) -> set[str]:
-        """Kinds of the steps between the previous sum and the skip operand."""
-        return {kind for _, kind in self.skip_path}
-
-
-@dataclass
-class Stream:
-    """One chain of residual adds; ``start`` is state 0."""
-
-    start: int
-    links: list[Link]
 
 
 def streams(flow: Dataflow) -> list[Stream]:
@@ -97,7 +43,7 @@ def _described(flow: Dataflow, chain: list[Add], elsewhere: set[int]) -> Stream:
         _describe_inputs(flow, link, state_of, elsewhere)
     for index, link in enumerate(links[:-1]):
         link.state = _fork(link, links[index + 1], index + 1, state_of)
-    _describe_last(flow, links)
+    describe_last(flow, links)
     return Stream(links[0].skip_path[-1][0], _merged(flow, links))
 
 
@@ -240,29 +186,6 @@ def _first_use(flow: Dataflow, operation: Operation, inside: set[int]) -> int | 
                     seen.update(fresh)
                     waiting.append(reader)
     return None
-
-
-def _describe_last(flow: Dataflow, links: list[Link]) -> None:
-    """Decide whether a norm behind the last sum is part of the stream (post-norm) or the model's final norm.
-
-    It is what stands behind the sum of the branch before that reads as the last one does, not normed.
-    """
-    last = links[-1]
-    last.state = last.add.result
-    alike = [link for link in links if not any(normed for _, normed, _ in link.entries)]
-    if len(alike) < 2 or alike[-1] is not last or not alike[-2].skip_norms:
-        return
-    waiting = [last.add.result]
-    for _ in range(8):
-        readers = [reader for value in waiting for reader in flow.consumers.get(value, [])]
-        waiting = []
-        for value in (value for reader in readers for value in reader.outputs):
-            kinds = [kind for _, kind in flow.light_parents.get(value, [])]
-            if "norm" in kinds:
-                last.skip_norms, last.state = [value], value
-                return
-            if {"view", "dropout", "center", "shift"} & set(kinds):
-                waiting.append(value)
 
 
 def _merged(flow: Dataflow, links: list[Link]) -> list[Link]:

@@ -12,11 +12,16 @@ from . import (
     hyperparameters,
     logits,
     norms,
+    parameters,
     placements,
     profiles,
     residual_stream,
+    shared_findings,
     steps,
-    updates,
+    variant_coherence,
+    variant_grids,
+    variant_losses,
+    variant_norms,
 )
 from .chart import ComparisonChart, RunChart
 
@@ -48,13 +53,13 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
         "norms",
         "Norms",
         "What every norm reads, and what it does to signal and gradient.",
-        (norms.norm_inputs, norms.norm_gains, norms.mean_energy),
+        (norms.norm_inputs, norms.norm_gains, norms.mean_energy, norms.gain_parameters),
     ),
     (
         "biases",
         "Biases",
         "What the bias terms contribute to the writes, and what part of the gradient goes into them.",
-        (biases.bias_share, biases.bias_gradient_share, biases.coherence),
+        (biases.bias_share, biases.drift, biases.bias_gradient_share, biases.coherence, biases.redundant),
     ),
     (
         "hidden-layers",
@@ -75,7 +80,12 @@ RUN_SECTIONS: tuple[tuple[str, str, str, tuple[RunChart, ...]], ...] = (
             attention.expert_loads,
         ),
     ),
-    ("updates", "Updates", "How far the optimizer moves each block.", (updates.update_ratio,)),
+    (
+        "parameters",
+        "Parameters",
+        "How large each block's weights are, how far the optimizer moves them, and what it remembers of their gradients.",
+        (parameters.update_ratio, parameters.weights, parameters.staleness, parameters.below_epsilon),
+    ),
     ("the-run-itself", "The run", "", (steps.loss_and_norms, logits.log_z)),
     (
         "design",
@@ -90,20 +100,45 @@ COMPARISON_SECTIONS: tuple[tuple[str, str, str, tuple[ComparisonChart, ...]], ..
         "placement",
         "What norm placement does",
         "What a norm on the stream costs is the identity path, so that comes first; the full gradient follows below.",
-        (placements.skip_transmission, placements.amplification, placements.gradient_shares),
+        (placements.skip_transmission, placements.gradient_shares),
     ),
     (
         "profiles",
         "Signal and gradient by depth",
-        "Measured at init, the closed form over it where the assumptions of one hold.",
-        (profiles.state_rms, profiles.gradient_rms),
+        "Measured at init, the closed form over it where the assumptions of one hold; then the gradient as training goes on.",
+        (profiles.state_rms, profiles.gradient_rms, variant_grids.gradients),
+    ),
+    (
+        "depth",
+        "What depth does",
+        "How much a change of the weights moves the output, in stacks of several depths.",
+        (placements.amplification,),
+    ),
+    (
+        "norms",
+        "What every norm does",
+        "What each norm reads, and what it does to signal and gradient.",
+        (variant_norms.norm_inputs, variant_norms.norm_gains, variant_norms.mean_energy),
     ),
     (
         "biases",
         "What bias terms do",
         "Biases start at zero, so that a variant with them and one without are the same model at init: what they do shows "
         "in training.",
-        (bias_terms.bias_share_in_training, bias_terms.bias_share_by_depth, bias_terms.bias_gradient_share),
+        (
+            bias_terms.bias_share_in_training,
+            variant_grids.bias_shares,
+            bias_terms.bias_share_by_depth,
+            variant_coherence.coherence,
+            bias_terms.bias_gradient_share,
+            variant_coherence.redundant,
+        ),
     ),
-    ("training", "Training", "", (bias_terms.losses,)),
+    (
+        "training",
+        "Training",
+        "What the designs reach, and what of it is more than chance.",
+        (variant_losses.learning_rate, variant_losses.crossed, bias_terms.losses),
+    ),
+    ("appearing", "Findings side by side", "", (shared_findings.by_variant,)),
 )

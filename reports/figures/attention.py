@@ -6,7 +6,8 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import heatmap, lines_over_depth
+from .heatmap import heatmap
+from .profile import profile
 
 _NO_ATTENTION = "No attention call was seen: nothing was sampled, or the attention kernel hides its logits."
 _NO_TOKENS = "Tokens were not compared in this recording."
@@ -74,7 +75,13 @@ def token_similarity(tables: Tables) -> Chart:
         return Chart(key, title, reading, absent=_NO_TOKENS)
     last = frame[frame["step"] == frame["step"].max()].sort_values(["stack", "depth"])
     title = f"At the last state the tokens' mean cosine is {number(float(last['cosine'].iloc[-1]))}"
-    return Chart(key, title, reading, lines_over_depth(frame, "cosine", "cosine", log_y=False), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "cosine", "cosine", log_y=False),
+        table=frame,
+    )
 
 
 def angular_distance(tables: Tables) -> Chart:
@@ -91,7 +98,11 @@ def angular_distance(tables: Tables) -> Chart:
     row = last.iloc[int(last["angular_distance"].to_numpy().argmin())]
     title = f"Block {int(row['block'])} turns the stream least: by {number(float(row['angular_distance']))} π"
     return Chart(
-        key, title, reading, lines_over_depth(frame, "angular_distance", "angle / π", log_y=False), table=frame
+        key,
+        title,
+        reading,
+        profile(tables, frame, "angular_distance", "angle / π", log_y=False),
+        table=frame,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 from rheoscope.reports.compared import Compared
-from rheoscope.reports.theme import number
+from rheoscope.reports.theme import number, plain
 
 from .chart import Chart
 from .panels import Line, panels
@@ -63,6 +63,11 @@ def bias_share_by_depth(compared: Compared) -> Chart:
             yield Line(frames[label], "depth", "bias_share")
 
     table = pd.concat([frame.assign(label=label) for label, frame in frames.items()], ignore_index=True)
+    top = table.loc[table["bias_share"].idxmax()]
+    title = (
+        f"At the last sampled step biases speak loudest in block {int(top['block'])}'s {plain(top['branch'], 24)}: "
+        f"{number(float(top['bias_share']))} ({top['label']})"
+    )
     return Chart(key, title, reading, panels(compared, lines, x="depth", y="bias share", log_y=True), table=table)
 
 
@@ -97,7 +102,10 @@ def bias_gradient_share(compared: Compared) -> Chart:
 def losses(compared: Compared) -> Chart:
     """Draw the loss of every run."""
     key, title = "losses", "Loss"
-    reading = "One run each: small differences here are chance, not a ranking of designs."
+    reading = (
+        "Every run is one line. Runs that differ in their seed alone differ too: a gap of that size between two designs is "
+        "chance, not a ranking."
+    )
     frames = {label: tables.steps.dropna(subset=["loss"]) for label, tables in compared.runs.items()}
     if not any(len(frame) > 1 for frame in frames.values()):
         return Chart(key, title, reading, absent="No variant was trained.")

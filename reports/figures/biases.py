@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from rheoscope.diagnostics.block_parameters import block_rms
 from rheoscope.diagnostics.coherence import bias_coherence
+from rheoscope.diagnostics.redundant_biases import redundant_biases, summed
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import heatmap, lines_over_depth
+from .heatmap import heatmap
+from .profile import profile
 
 _NO_BIAS = "No branch of this model ends in a bias that a hook can tell apart."
 
@@ -29,6 +32,27 @@ def bias_share(tables: Tables) -> Chart:
         f"(step {int(top['step'])})"
     )
     return Chart(key, title, reading, heatmap(frame, "bias_share", "bias share", log=False), table=frame)
+
+
+def drift(tables: Tables) -> Chart:
+    """Draw the RMS of every block's biases at every sampled step."""
+    frame = block_rms(tables, ["bias", "norm_bias"]).dropna(subset=["rms"])
+    key, title = "bias-drift", "Size of every block's biases"
+    reading = (
+        "RMS over all biases of a block, those of its norms included, after the optimizer's step. Nothing in the loss holds a "
+        "bias in place: a row that keeps brightening drifts."
+    )
+    if not len(frame):
+        return Chart(key, title, reading, absent="No block of this model has biases.")
+    last = frame[frame["step"] == frame["step"].max()]
+    top = last.loc[last["rms"].idxmax()]
+    start = frame[
+        (frame["step"] == frame["step"].min()) & (frame["block"] == top["block"]) & (frame["stack"] == top["stack"])
+    ]
+    title = f"The largest biases are block {int(top['block'])}'s: RMS {number(float(top['rms']))}"
+    if frame["step"].nunique() > 1:
+        title += f", from {number(float(start['rms'].iloc[0]))} at the first sampled step"
+    return Chart(key, title, reading, heatmap(frame, "rms", "bias RMS", by="block"), table=frame)
 
 
 def bias_gradient_share(tables: Tables) -> Chart:
@@ -53,7 +77,7 @@ def coherence(tables: Tables) -> Chart:
     reading = (
         "Squared norm of the bias's gradient over the sum of the squared norms of the tokens' gradients that it is the sum of. "
         "1: the tokens point in random directions; the number of tokens: all in one. What all tokens share, such as the "
-        "frequency of words, a bias collects more of than a matrix does; bias_weight_ratio in the table says how much more."
+        "frequency of words, a bias collects more of than a matrix does; the table's column bias weight ratio says how much more."
     )
     if not len(frame):
         return Chart(
@@ -65,4 +89,30 @@ def coherence(tables: Tables) -> Chart:
         f"The bias gradient of block {int(top['block'])}'s {top['branch']} has {number(float(top['coherence']))} times the "
         "energy of random directions"
     )
-    return Chart(key, title, reading, lines_over_depth(frame, "coherence", "times random directions"), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "coherence", "times random directions"),
+        table=frame,
+    )
+
+
+def redundant(tables: Tables) -> Chart:
+    """List the biases with directions that have no gradient by construction."""
+    frame = redundant_biases(tables)
+    key, title = "redundant-biases", "Bias directions without any gradient"
+    reading = (
+        "Exact, whatever the weights: a bias on the keys shifts all logits of a query alike, which the softmax takes away "
+        "(without rotary positions and QK-norm); the mean of a bias that only LayerNorms read is subtracted by them. Measured: "
+        "the largest gradient of such a key bias over that of the branch's other biases, 0 up to rounding."
+    )
+    if not len(frame):
+        return Chart(
+            key, title, reading, absent="No bias of this model is proved to be redundant in part by its anatomy."
+        )
+    n, of = int(frame["redundant"].sum()), int(frame.drop_duplicates("bias")["size"].sum())
+    title = f"{n:,} of the {of:,} numbers in {frame['bias'].nunique():,} bias vectors have no gradient at all"
+    return Chart(
+        key, title, reading, table=summed(frame, ["stack", "branch"] if frame["stack"].nunique() > 1 else ["branch"])
+    )

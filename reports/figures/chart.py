@@ -12,8 +12,6 @@ import plotly.graph_objects as go
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.compared import Compared
 
-MOST_COLUMNS = 240  # steps of a heatmap
-MOST_CELLS = 12_000  # of one: a tall one has fewer columns, so that the page stays small
 MOST_LINES = 6
 MOST_POINTS = 1_000  # of one line
 

@@ -10,7 +10,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import DEVIATES, HOLDS, UNCLAIMED, axis, figure, number, plain, plot_text
 
 from .chart import Chart
-from .depth import place_name
+from .places import place_name
 
 _LEVELS = {"own": 0, "design": 0, "holds": 1, "deviates": 2}
 _WORDS = {"own": "nothing claimed", "design": "by design", "holds": "holds", "deviates": "does not hold"}

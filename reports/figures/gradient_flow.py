@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-from rheoscope.diagnostics.against_theory import predicted_states
 from rheoscope.diagnostics.frames import block_states
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, figure, number, plot_text, settled
 
 from .chart import Chart
-from .depth import finite, heatmap, lines_over_depth, n_stacks, place_name
+from .closed_form import closed_forms
+from .heatmap import heatmap
+from .lines import finite
+from .places import n_stacks, place_name
+from .profile import profile
 
 _NO_BACKWARD = "No backward pass was recorded, so there is no gradient to show."
 
@@ -30,12 +33,22 @@ def gradient_by_depth(tables: Tables) -> Chart:
     last = blocks[blocks["step"] == blocks["step"].max()].sort_values(["stack", "depth"])
     if not len(last):
         return Chart(key, "Gradient by depth", reading, absent="No state behind a block shows its gradient.")
-    theory = predicted_states(tables, "gradient")
-    reading += " Dotted: the closed form of the weights at init." if theory else ""
+    theory = closed_forms(tables, "gradient")
+    reading += (
+        " Dotted: the closed form of the weights at init, grey the band within which it claims to hold."
+        if theory
+        else ""
+    )
     first, final = float(last["rms"].iloc[0]), float(last["rms"].iloc[-1])
     ratio = first / final if final > 0 else None
     title = f"Gradient RMS after the first block is {number(ratio)} times that after the last"
-    return Chart(key, title, reading, lines_over_depth(frame, "rms", "gradient RMS", theory=theory), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "rms", "gradient RMS", theory=theory),
+        table=frame,
+    )
 
 
 def gradient_heatmap(tables: Tables) -> Chart:
@@ -95,4 +108,10 @@ def skip_transmission(tables: Tables) -> Chart:
     blocks = tables.block_transmission()
     value = float(blocks["transmission"].iloc[-1]) if len(blocks) else None
     title = f"Skip transmission from the last state to the first block: {number(value)}"
-    return Chart(key, title, reading, lines_over_depth(frame, "transmission", "skip transmission"), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "transmission", "skip transmission"),
+        table=frame,
+    )

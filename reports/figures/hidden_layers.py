@@ -6,7 +6,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import lines_over_depth
+from .profile import profile
 
 _NOTHING = "No hidden layer of an MLP was seen, or no step was sampled."
 
@@ -24,7 +24,13 @@ def kurtosis(tables: Tables) -> Chart:
     last = frame[frame["step"] == frame["step"].max()]
     top = last.loc[last["kurtosis"].idxmax()]
     title = f"The hidden layer with the heaviest tails is block {int(top['block'])}'s: kurtosis {number(float(top['kurtosis']))}"
-    return Chart(key, title, reading, lines_over_depth(frame, "kurtosis", "kurtosis"), table=frame)
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "kurtosis", "kurtosis"),
+        table=frame,
+    )
 
 
 def zero_share(tables: Tables) -> Chart:
@@ -44,5 +50,5 @@ def zero_share(tables: Tables) -> Chart:
     last = frame[frame["step"] == frame["step"].max()]
     top = last.loc[last["zero_share"].idxmax()]
     title = f"At most {number(100 * float(top['zero_share']))} % of a hidden layer is 0, in block {int(top['block'])}"
-    drawn = lines_over_depth(frame, "zero_share", "share of zeros", log_y=False)
+    drawn = profile(tables, frame, "zero_share", "share of zeros", log_y=False)
     return Chart(key, title, reading, drawn, table=frame)

@@ -8,7 +8,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import PALETTE, figure, number
 
 from .chart import MOST_POINTS, Chart, extremes
-from .depth import finite
+from .lines import finite
 
 
 def log_z(tables: Tables) -> Chart:

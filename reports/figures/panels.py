@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rheoscope.reports.compared import Compared, Style
-from rheoscope.reports.theme import axis, figure, plot_text, settled
+from rheoscope.reports.theme import axis, figure, number, plot_text, settled
 
-from .depth import finite
+from .chart import extremes
+from .lines import finite, shown
+
+MOST_POINTS = 500  # of one line
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,38 @@ def panels(compared: Compared, lines: Lines, *, x: str, y: str, log_y: bool = Fa
     made = make_subplots(rows=1, cols=len(groups), shared_yaxes="all", subplot_titles=titles, horizontal_spacing=0.04)
     drawn = go.Figure(made).update_layout(figure(height=430).layout)
     seen: set[str] = set()
+    along: set[str] = set()
+    left_out = 0
     for column, group in enumerate(groups, start=1):
         predicted: set[str] = set()
         for label, style in compared.members(group):
-            for line in lines(label):
+            for whole in lines(label):
+                line = _thinned(whole)
+                left_out = max(left_out, len(whole.frame) - len(line.frame))
+                along.add(line.x)
                 if line.is_theory and style.colour in predicted:
                     continue  # the closed form knows no biases: one line a colour
                 predicted |= {style.colour} if line.is_theory else set()
                 trace = _trace(line, style, seen, log=log_y)
                 drawn.add_trace(trace, row=1, col=column)
-        drawn.update_xaxes(**axis(x, log=log_x), row=1, col=column)
+        note = f" (of the longest line {left_out:,} points are not drawn)" if left_out else ""
+        drawn.update_xaxes(**axis(x + note, log=log_x), row=1, col=column)
         drawn.update_yaxes(**axis(y if column == 1 else "", log=log_y), row=1, col=column)
+    if log_x:
+        ticks = sorted({x for trace in drawn.data for x in trace.x})
+        drawn.update_xaxes(tickvals=ticks, ticktext=[number(tick) for tick in ticks])
     drawn.update_layout(legend={"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0}, margin={"t": 40, "b": 110})
+    drawn.update_layout(
+        meta={"by": "block"} if along == {"block"} else {"ends": compared.ends} if along == {"depth"} else {}
+    )
     return settled(drawn)
+
+
+def _thinned(line: Line) -> Line:
+    """Return the line, of a long one at most so many points: the lowest and the highest of every stretch."""
+    if len(line.frame) <= MOST_POINTS:
+        return line
+    return replace(line, frame=line.frame.iloc[extremes(line.frame[line.y].to_numpy(dtype=float), MOST_POINTS)])
 
 
 def _trace(line: Line, style: Style, seen: set[str], *, log: bool) -> go.Scatter:
@@ -55,7 +77,7 @@ def _trace(line: Line, style: Style, seen: set[str], *, log: bool) -> go.Scatter
     seen.add(name)
     return go.Scatter(
         x=line.frame[line.x].tolist(),
-        y=finite(line.frame[line.y], log=log),
+        y=shown(finite(line.frame[line.y], log=log)),
         name=plot_text(name),
         legendgroup=plot_text(name),
         showlegend=is_new,

@@ -41,7 +41,8 @@ def amplification(compared: Compared) -> Chart:
     key, title = "amplification", "Amplification against depth"
     reading = (
         "How far the last state moves per unit of relative random change of all block weights, over its own size, at init: "
-        "what an update, or noise in one, does to the output. The faster it grows with depth, the smaller a safe step."
+        "what an update, or noise in one, does to the output. The faster it grows with depth, the smaller a safe step. "
+        "Published: Liu et al. 2020 find it to grow like the depth under post-norm, like its logarithm under pre-norm."
     )
     frame = compared.comparison.against_depth
     if not len(frame):
@@ -71,6 +72,9 @@ def gradient_shares(compared: Compared) -> Chart:
         return rows.assign(ratio=rows["branch_rms"] / rows["skip_rms"].where(rows["skip_rms"] > 0)).sort_values("depth")
 
     frames = {label: frame(label) for label in compared.comparison.labels}
+    middle = {label: float(rows["ratio"].median()) for label, rows in frames.items() if rows["ratio"].notna().any()}
+    if middle:
+        title = f"What comes through a branch over what comes along its skip (median over adds): {compared.by_placement(middle)}"
     if not any(len(rows) for rows in frames.values()):
         return Chart(key, title, reading, absent="The two paths of the gradient were not recorded.")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 from rheoscope.diagnostics.comparison import first_step
+from rheoscope.diagnostics.frames import block_states
 from rheoscope.reports.compared import Compared
 
 from .chart import Chart
@@ -22,6 +23,9 @@ def state_rms(compared: Compared) -> Chart:
     frames = {label: first_step(tables.state_rms()) for label, tables in compared.starts.items()}
     if not any(len(rows) for rows in frames.values()):
         return Chart(key, title, reading, absent="No state was recorded.")
+    growths = {label: growth for label, rows in frames.items() if (growth := _growth(rows)) is not None}
+    if growths:
+        title = f"At init the stream's RMS grows from the first block to the last by a factor of {compared.by_placement(growths)}"
     return _profile(compared, frames, key, title, reading, "rms", "state RMS")
 
 
@@ -31,7 +35,9 @@ def gradient_rms(compared: Compared) -> Chart:
     reading = (
         "Root mean square of the loss's gradient with respect to every state at init; depth 0 is the embedding's own "
         "state. Dashed: the closed form, scaled to the last state. This profile alone does not show what post-norm loses: "
-        "it can look flatter than pre-norm's while the identity path under it is gone (see skip transmission)."
+        "it can look flatter than pre-norm's while the identity path under it is gone (see skip transmission). "
+        "Published: Xiong et al. 2020, figure 3, where the weights' gradients of an encoder-decoder grow towards the "
+        "output under post-norm; those of a stack without cross-attention hardly do."
     )
     frames = {label: first_step(tables.gradient_profile()) for label, tables in compared.starts.items()}
     if not any(len(rows) for rows in frames.values()):
@@ -41,6 +47,11 @@ def gradient_rms(compared: Compared) -> Chart:
             f"Gradient RMS after the first block over that after the last: {compared.by_placement('gradient_ratio')}"
         )
     return _profile(compared, frames, key, title, reading, "gradient", "gradient RMS")
+
+
+def _growth(frame: pd.DataFrame) -> float | None:
+    blocks = block_states(frame).sort_values(["stack", "depth"])["rms"]
+    return float(blocks.iloc[-1] / blocks.iloc[0]) if len(blocks) > 1 and blocks.iloc[0] > 0 else None
 
 
 def _profile(

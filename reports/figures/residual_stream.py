@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from rheoscope.diagnostics.against_theory import predicted_states
 from rheoscope.diagnostics.frames import block_states
+from rheoscope.diagnostics.growth_law import growth_power
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.reports.theme import number
 
 from .chart import Chart
-from .depth import heatmap, lines_over_depth
+from .closed_form import closed_forms
+from .heatmap import heatmap
+from .profile import profile
 
 _NOTHING = "No step was sampled, so no activation was recorded."
 
@@ -33,11 +35,27 @@ def state_by_depth(tables: Tables) -> Chart:
             reading,
             absent="No step was sampled, so no state behind a block was recorded.",
         )
-    theory = predicted_states(tables, "rms")
-    reading += " Dotted: the closed form of the weights at init." if theory else ""
+    theory = closed_forms(tables, "rms")
+    reading += (
+        " Dotted: the closed form of the weights at init, grey the band within which it claims to hold."
+        if theory
+        else ""
+    )
     first, final = float(last["rms"].iloc[0]), float(last["rms"].iloc[-1])
     title = f"The stream's RMS goes from {number(first)} after the first block to {number(final)} after the last"
-    return Chart(key, title, reading, lines_over_depth(frame, "rms", "state RMS", theory=theory), table=frame)
+    power = growth_power(last)
+    if power is not None and not tables.anatomy.placement.startswith("post"):
+        title += f": it grows like the block's number to the power {number(power)}"
+        reading += (
+            " The power is 0.5 where writes are alike in size and independent, and 1 where they all point one way."
+        )
+    return Chart(
+        key,
+        title,
+        reading,
+        profile(tables, frame, "rms", "state RMS", theory=theory),
+        table=frame,
+    )
 
 
 def state_heatmap(tables: Tables) -> Chart:
@@ -67,4 +85,4 @@ def writes_by_depth(tables: Tables) -> Chart:
         title = (
             f"The largest write is block {int(top['block'])}'s {top['branch']}: {number(times)} times the median write"
         )
-    return Chart(key, title, reading, lines_over_depth(frame, "rms", "write RMS"), table=frame)
+    return Chart(key, title, reading, profile(tables, frame, "rms", "write RMS"), table=frame)

@@ -1,28 +1,5 @@
-"use strict";
 (async () => {
-  const figures = JSON.parse(document.getElementById("figures").textContent);
-  const config = {
-    responsive: true,
-    displaylogo: false,
-    showSendToCloud: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
-    toImageButtonOptions: { format: "svg" },
-  };
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  function themed(layout) {
-    const changed = structuredClone(layout);
-    const ink = colour("--ink"), grid = colour("--grid"), ground = colour("--ground");
-    changed.font = { ...changed.font, color: ink };
-    changed.hoverlabel = { bgcolor: ground, bordercolor: grid, font: { color: ink } };
-    for (const key of Object.keys(changed)) {
-      if (/^[xy]axis\d*$/.test(key)) {
-        changed[key] = { ...changed[key], gridcolor: grid, linecolor: grid, tickcolor: grid };
-      }
-    }
-    return changed;
-  }
+  const say = (text) => document.querySelectorAll(".chart").forEach((chart) => (chart.textContent = text));
 
   async function inflated(id) {
     const packed = document.getElementById(id).textContent.trim();
@@ -31,14 +8,11 @@
     return new Response(stream).text();
   }
 
-  function say(text) {
-    for (const chart of document.querySelectorAll(".chart")) chart.textContent = text;
-  }
-
   if (!("DecompressionStream" in window)) {
     say("This browser is too old to draw the charts (it lacks DecompressionStream). The numbers stand in the tables.");
     return;
   }
+  const figures = JSON.parse(await inflated("figures"));
   const script = document.createElement("script");
   script.textContent = await inflated("plotly");
   document.head.append(script);
@@ -47,43 +21,57 @@
     return;
   }
 
-  // What the hover says is made here of what is drawn, so that the file need not hold it twice.
-  function worded(figure) {
-    const texts = figure.layout.meta?.texts;
-    for (const trace of figure.data) {
-      if (texts && typeof trace.meta === "number") trace.text = texts[trace.meta];
-      if (trace.type !== "heatmap" || trace.customdata || !trace.meta) continue;
-      const said = (level) => Number((trace.meta.log ? 10 ** level : level).toPrecision(3)).toString();
-      trace.customdata = trace.z.map((row) => row.map((level) => (level === null ? "not recorded" : said(level))));
-      for (const [row, column, words] of trace.meta.words) trace.customdata[row][column] = words;
-    }
-    return figure;
-  }
+  const charts = [...document.querySelectorAll(".chart")];
+  const figureOf = (chart) => figures[chart.dataset.figure];
+  const visible = new Set();
+  const view = controls(figures, () => visible.forEach(settle));
 
   async function draw(chart) {
     if (chart.dataset.drawn) return;
     chart.dataset.drawn = "begun";
-    const figure = worded(figures[chart.dataset.figure]);
-    await Plotly.newPlot(chart, figure.data, themed(figure.layout), config);
+    const figure = worded(figureOf(chart));
+    const bold = boldLines(figure, view.step);
+    const layout = { ...themed(figure.layout), shapes: frames(figure, view.place, colour("--ink")) };
+    await Plotly.newPlot(chart, [...figure.data, ...bold], layout, CONFIG);
+    chart.shows = view.stamp();
+    downloads(chart, chart.dataset.figure);
+    chart.on("plotly_click", ({ points: [point] }) => {
+      const place = placeOfPoint(point, figure.layout.meta);
+      if (place) view.choose(place);
+    });
     chart.dataset.drawn = "yes";
+    settle(chart);
   }
 
-  const charts = [...document.querySelectorAll(".chart")];
+  // Bring a drawn chart to the chosen step and block; those out of sight follow when they come into it.
+  function settle(chart) {
+    if (chart.dataset.drawn !== "yes" || chart.shows === view.stamp()) return;
+    chart.shows = view.stamp();
+    const figure = figureOf(chart);
+    const bold = boldLines(figure, view.step);
+    if (bold.length) {
+      const places = bold.map((_, index) => figure.data.length + index);
+      Plotly.restyle(chart, { y: bold.map((line) => line.y), name: bold.map((line) => line.name) }, places);
+    }
+    Plotly.relayout(chart, { shapes: frames(figure, view.place, colour("--ink")) });
+  }
+
   const observer = new IntersectionObserver(
     (entries) => {
-      for (const entry of entries) {
-        if (entry.isIntersecting) {
-          observer.unobserve(entry.target);
-          draw(entry.target);
-        }
+      for (const { isIntersecting, target } of entries) {
+        visible[isIntersecting ? "add" : "delete"](target);
+        if (isIntersecting) draw(target).then(() => settle(target));
       }
     },
     { rootMargin: "600px" },
   );
   charts.forEach((chart) => observer.observe(chart));
-  dark.addEventListener("change", () => {
-    for (const chart of charts) {
-      if (chart.dataset.drawn === "yes") Plotly.relayout(chart, themed(figures[chart.dataset.figure].layout));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    const ink = colour("--ink");
+    for (const chart of charts.filter((drawn) => drawn.dataset.drawn === "yes")) {
+      const figure = figureOf(chart), bold = boldLines(figure, view.step).map((_, index) => figure.data.length + index);
+      Plotly.relayout(chart, { ...themed(figure.layout), shapes: frames(figure, view.place, ink) });
+      if (bold.length) Plotly.restyle(chart, { "line.color": ink, "marker.color": ink }, bold);
     }
   });
   addEventListener("beforeprint", () => charts.forEach(draw));

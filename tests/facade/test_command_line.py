@@ -265,3 +265,31 @@ def test_what_if_without_a_choice_is_a_wrong_use(
 
     assert exit_code_of_main(monkeypatch, "what-if", tmp_path) == 2
     assert "Expected a choice to change, got none" in capsys.readouterr().err
+
+
+def test_the_lab_lists_every_experiment_with_its_question() -> None:
+    from rheoscope.lab.experiments import NAMES, experiment
+
+    code, output = called("lab", "list")
+
+    assert code == 0
+    for name in NAMES:
+        assert experiment(name).name == name
+        assert name[:12] in output
+
+
+def test_an_unknown_experiment_is_an_error_with_the_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of_main(monkeypatch, "lab", "alchemy") == 2
+    assert "Expected one of the experiments" in capsys.readouterr().err
+
+
+def test_own_models_are_asked_for_by_their_factory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of_main(monkeypatch, "lab", "scale-up") == 2
+    assert "module:function" in capsys.readouterr().err
+    code, output = called("lab", "coordinates", "--factory", "a:b", "--sizes", "12")
+    assert code == 2
+    assert "WIDTHxDEPTH" in output

@@ -1,38 +1,15 @@
 """The page in a real browser with the network off: every chart draws, nothing else happens."""
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browsers import CHROMIUM, MISSING
-from playwright.sync_api import Browser, Page
+from browsers import CHROMIUM, MISSING, visit
+from playwright.sync_api import Browser
+from rheoscope.probes.recording import Recording
 from rheoscope.reports.report import write_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
-
-
-@dataclass
-class Visit:
-    """A page that was opened, with what it logged and asked for."""
-
-    page: Page
-    logged: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-def visit(browser: Browser, path: Path, *, scheme: str = "light") -> Visit:
-    """Open ``path`` offline, scroll through it until every chart is drawn, and return what happened."""
-    context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": 1200, "height": 900})  # type: ignore[arg-type]
-    opened = Visit(context.new_page())
-    opened.page.on("console", lambda message: opened.logged.append(message.text))
-    opened.page.on("pageerror", lambda error: opened.logged.append(str(error)))
-    opened.page.on("request", lambda request: opened.requests.append(request.url))
-    opened.page.goto(path.as_uri())
-    opened.page.wait_for_selector("html[data-ready=yes]")
-    for chart in opened.page.query_selector_all(".chart"):
-        chart.scroll_into_view_if_needed()
-    opened.page.wait_for_selector(".chart:not([data-drawn=yes])", state="detached")
-    return opened
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -58,7 +35,7 @@ def test_no_button_sends_a_chart_anywhere(run: object, browser: Browser, page_pa
 
     buttons = opened.page.locator(".modebar-btn")
     titles = {buttons.nth(index).get_attribute("data-title") for index in range(buttons.count())}
-    assert titles == {"Download plot", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
+    assert titles == {"Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 
 
 def test_hostile_names_run_nothing_and_make_no_link(hostile: object, browser: Browser, page_path: Path) -> None:
@@ -67,7 +44,7 @@ def test_hostile_names_run_nothing_and_make_no_link(hostile: object, browser: Br
     opened = visit(browser, page_path)
 
     assert opened.page.evaluate("window.PWN") is None
-    assert opened.page.locator("main a").count() == 0
+    assert opened.page.locator("main a:not([data-place])").count() == 0
     assert opened.page.locator("img").count() == 0
     assert opened.logged == []
 
@@ -105,7 +82,8 @@ def test_every_chart_has_its_table_and_a_name(run: object, browser: Browser, pag
         told = chart.locator("table tbody tr").count() or "table of the chart above" in chart.inner_text()
         assert told, chart.get_attribute("id")
         assert chart.locator(".chart").get_attribute("aria-label")
-    nameless = """() => [...document.querySelectorAll('a, button, summary, [role]')].filter(e => !e.closest('.chart *')
+    nameless = """() => [...document.querySelectorAll('a, button, input, select, summary, [role]:not([role=status])')]
+        .filter(e => !e.closest('.chart *') && !e.labels?.length
         && !(e.textContent.trim() || e.getAttribute('aria-label'))).length"""
     assert opened.page.evaluate(nameless) == 0
 
@@ -189,6 +167,70 @@ def test_every_text_stands_out_from_its_ground(
     page.goto(page_path.as_uri())
 
     assert page.evaluate(CONTRAST) == []
+
+
+# Text in drawings: its fill against the page's ground, or against the cell or box that it stands in.
+DRAWN_CONTRAST = """() => {
+  const light = c => { const v = c / 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; };
+  const parts = text => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => .2126 * light(r) + .7152 * light(g) + .0722 * light(b);
+  const page = parts(getComputedStyle(document.body).backgroundColor);
+  const under = e => {
+    const box = e.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+    const rects = [...e.closest('svg').querySelectorAll('rect')].filter(r => { const b = r.getBoundingClientRect();
+      const fill = getComputedStyle(r).fill;
+      return fill.startsWith('rgb(') && b.width > 4 && b.left <= x && b.right >= x && b.top <= y && b.bottom >= y; });
+    return e.closest('.chart') || !rects.length ? page : parts(getComputedStyle(rects.at(-1)).fill);
+  };
+  const bad = [], seen = [...document.querySelectorAll('svg text')].filter(e => e.textContent.trim() && !e.closest('.hm'));
+  for (const e of seen) {
+    const [a, b] = [luminance(parts(getComputedStyle(e).fill)), luminance(under(e))].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) bad.push(e.textContent.trim().slice(0, 40) + ' ' + getComputedStyle(e).fill);
+  }
+  return [seen.length, [...new Set(bad)]];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("subject", ["run", "comparison"])
+def test_text_in_charts_and_sketches_stands_out_too(
+    subject: str, scheme: str, browser: Browser, page_path: Path, request: pytest.FixtureRequest
+) -> None:
+    write_report(request.getfixturevalue(subject), page_path)
+    page = visit(browser, page_path, scheme=scheme).page
+
+    n_seen, faint = page.evaluate(DRAWN_CONTRAST)
+
+    assert n_seen > 200
+    assert faint == []
+
+
+def test_a_name_from_right_to_left_stays_in_its_place(check_up: Recording, browser: Browser, page_path: Path) -> None:
+    anatomy = check_up.anatomy
+    stack = anatomy.stacks[0]
+    branches = tuple(replace(branch, kind="\u0634\u0628\u0643\u0629") for branch in stack.branches)
+    tables = {
+        name: check_up.table(name) for name in ("steps", "activations", "gradient_paths", "parameters", "identities")
+    }
+    for frame in tables.values():
+        if "branch" in frame:
+            frame["branch"] = "\u0634\u0628\u0643\u0629"
+    manifest = {**check_up.manifest, "label": "\u202e\u0645\u0633\u0627\u0628\u0642\u0629 1 2 3"}
+    ill = Recording.from_tables(manifest, replace(anatomy, stacks=(replace(stack, branches=branches),)), tables)
+    write_report(ill, page_path)
+
+    opened = visit(browser, page_path)
+
+    assert opened.logged == []
+    heading = opened.page.locator("h1").inner_text()
+    assert "\u0645\u0633\u0627\u0628\u0642\u0629" in heading
+    assert "\u202e" not in opened.page.content()
+    assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    opened.page.locator("#block").select_option("1")
+    opened.page.locator("[data-figure=gradient-heatmap]").scroll_into_view_if_needed()
+    opened.page.wait_for_timeout(300)
+    framed = opened.page.evaluate("document.querySelector('[data-figure=gradient-heatmap]').layout.shapes.length")
+    assert framed == 1
 
 
 def test_the_hover_says_what_was_recorded(run: object, browser: Browser, page_path: Path) -> None:

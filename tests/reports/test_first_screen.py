@@ -100,7 +100,7 @@ def test_in_ten_seconds_a_reader_knows_which_model_is_ill_where_and_why(
 ) -> None:
     # What stands below the first screen is drawn by other tests.
     monkeypatch.setattr(
-        content, "COMPARISON_SECTIONS", [s for s in COMPARISON_SECTIONS if s[0] in ("placement", "biases")]
+        content, "COMPARISON_SECTIONS", [s for s in COMPARISON_SECTIONS if s[0] in ("placement", "depth", "biases")]
     )
     shuffled = random.Random(0)
     sound = [check_up(seed) for seed in (1, 2)]

@@ -8,8 +8,8 @@ import pytest
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
-from rheoscope.reports.figures.chart import MOST_CELLS, MOST_COLUMNS, MOST_POINTS, extremes, rounded, standing_out
-from rheoscope.reports.figures.depth import heatmap
+from rheoscope.reports.figures.chart import MOST_POINTS, extremes, rounded, standing_out
+from rheoscope.reports.figures.heatmap import MOST_CELLS, MOST_COLUMNS, MOST_ROWS, heatmap
 from rheoscope.reports.figures.steps import loss_and_norms
 
 
@@ -75,7 +75,9 @@ def test_a_heatmap_of_many_steps_keeps_the_one_that_stands_out_and_says_so() -> 
 def test_a_tall_heatmap_has_fewer_columns() -> None:
     drawn = heatmap(grid_frame(300, 400), "rms", "RMS")
 
-    assert len(drawn.data[0].x) * 400 <= MOST_CELLS
+    assert len(drawn.data[0].y) == MOST_ROWS
+    assert len(drawn.data[0].x) * MOST_ROWS <= MOST_CELLS
+    assert f"{MOST_ROWS} of 400 places drawn" in drawn.layout.xaxis.title.text
     assert heatmap(grid_frame(30, 10), "rms", "RMS").layout.xaxis.title.text == "step"
 
 

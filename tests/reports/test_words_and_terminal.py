@@ -1,11 +1,13 @@
 """Findings in words, in the page's tables and in the terminal."""
 
 import io
+from dataclasses import replace
 
 import pandas as pd
 from rheoscope.diagnostics.diagnosis import Diagnosis
 from rheoscope.diagnostics.finding import Evidence, Finding
 from rheoscope.probes.anatomy import Branch, Stack
+from rheoscope.probes.branch_anatomy import AttentionAnatomy
 from rheoscope.reports import words
 from rheoscope.reports.grid import MOST_ROWS, grid
 from rheoscope.reports.sketch import sketch
@@ -92,6 +94,15 @@ def test_a_sketch_puts_each_norm_where_it_is() -> None:
     }
     assert 'aria-label="One block: norm(x + attention(x))"' in shown["post"]
     assert "attention + bias" in shown["pre"]
+
+
+def test_a_sketch_names_the_norm_of_queries_and_keys() -> None:
+    plain_one = branch("pre")
+    normed = replace(plain_one, attention=AttentionAnatomy(n_heads=4, qk_norm="rmsnorm"))
+
+    assert "attention, QK-norm + bias" in sketch([normed])
+    assert "attention, QK-norm + bias" in text_sketch([normed])
+    assert "QK-norm" not in sketch([replace(plain_one, attention=AttentionAnatomy(qk_norm="none"))])
 
 
 def test_a_text_sketch_reads_from_the_bottom_up() -> None:
