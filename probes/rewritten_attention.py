@@ -50,8 +50,9 @@ class RewrittenAttention:
         return attend(*operands[0], **operands[1])
 
     def _query(self, query: Tensor) -> Tensor:
-        normed: Tensor = self.query_norm(query)  # type: ignore[misc]
-        return normed if self.query_factor == 1 else self.query_factor * normed
+        factor = self.query_factor
+        normed: Tensor = self.query_norm(query if factor == 1 else query / factor)  # type: ignore[misc]
+        return normed if factor == 1 else factor * normed
 
     def _key(self, key: Tensor) -> Tensor:
         normed: Tensor = self.key_norm(key.mT if self.is_transposed else key)  # type: ignore[misc]

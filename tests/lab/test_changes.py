@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import NanoGPT
+from oracles import NanoGPT, PostNormEncoder
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.changes import Change, change
 from rheoscope.lab.choices import Choices
@@ -192,6 +192,69 @@ def test_attention_written_out_gets_qk_norm_on_the_axis_of_features() -> None:
     assert torch.allclose(logits, hand(TOKENS), atol=TOLERANCE)
 
 
+def test_queries_that_were_scaled_before_are_scaled_again_behind_their_norm() -> None:
+    torch.manual_seed(0)
+    plain, before = NanoGPT(), NanoGPT()
+    before.load_state_dict(plain.state_dict())
+    for block in before.blocks:
+        block.attention.forward = _scaled_before(block.attention)
+
+    mine = changed(before, TOKENS, qk_norm=True)
+    expected = changed(plain, TOKENS, qk_norm=True)
+
+    assert torch.allclose(mine(TOKENS), expected(TOKENS), atol=TOLERANCE)
+    assert not torch.allclose(mine(TOKENS), plain(TOKENS), atol=1e-3)
+
+
+def torch_encoder(is_pre: bool) -> PostNormEncoder:
+    """Return torch's own encoder, post- or pre-norm; the latter ends in a norm."""
+    torch.manual_seed(0)
+    model = PostNormEncoder()
+    if is_pre:
+        for layer in model.encoder.layers:
+            layer.norm_first = True
+        model.encoder.norm = nn.LayerNorm(16)
+    return model.train()
+
+
+def test_torchs_encoder_turned_to_pre_is_torchs_encoder_with_norm_first() -> None:
+    model, hand = spoiled(torch_encoder(is_pre=False)), spoiled(torch_encoder(is_pre=True))
+    hand.load_state_dict({**model.state_dict(), **nn.LayerNorm(16).state_dict(prefix="encoder.norm.")})
+
+    mine = changed(model, TOKENS, norm_placement="pre").train()
+
+    assert torch.allclose(mine(TOKENS), hand(TOKENS), atol=TOLERANCE)
+
+
+def test_torchs_encoder_turned_to_post_is_torchs_encoder_without_norm_first() -> None:
+    model, hand = spoiled(torch_encoder(is_pre=True)), torch_encoder(is_pre=False)
+    hand.load_state_dict({name: value for name, value in model.state_dict().items() if "encoder.norm" not in name})
+
+    mine = changed(model, TOKENS, norm_placement="post").train()
+
+    assert torch.allclose(mine(TOKENS), hand(TOKENS), atol=TOLERANCE)
+
+
+def test_biases_of_torchs_fused_attention_go_too() -> None:
+    model = spoiled(torch_encoder(is_pre=False))
+
+    mine = changed(model, TOKENS, biases=False).train()
+
+    hand = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in hand.encoder.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    assert torch.allclose(mine(TOKENS), hand(TOKENS), atol=TOLERANCE)
+    assert not [name for name, p in mine.named_parameters() if "encoder" in name and name.endswith("bias") and p.any()]
+
+
+@pytest.mark.parametrize("choice", [{"qk_norm": True}, {"soft_cap": 5.0}])
+def test_fused_attention_hides_queries_and_keys_and_says_so(choice: dict[str, Any]) -> None:
+    with pytest.raises(LabError, match="queries and keys in sight"):
+        changed(torch_encoder(is_pre=False), TOKENS, **choice)
+
+
 def test_dropout_in_training_leaves_what_is_rewritten_the_same() -> None:
     source = replace(BASE, dropout=0.3)
     model = spoiled(ReferenceTransformer(source)).train()
@@ -365,6 +428,17 @@ def assert_equal_gradients(mine: nn.Module, hand: nn.Module, tokens: Tensor) -> 
     for (name, p), (_, q) in zip(mine.named_parameters(), hand.named_parameters(), strict=True):
         assert p.grad is not None, name
         assert torch.allclose(p.grad, q.grad, atol=TOLERANCE), name
+
+
+def _scaled_before(attention: nn.Module) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = (t.view(batch, length, 2, -1).transpose(1, 2) for t in attention.qkv(x).chunk(3, -1))
+        mask = torch.ones(length, length, dtype=torch.bool).tril()
+        logits = ((q / (width // 2) ** 0.5) @ k.transpose(-2, -1)).masked_fill(~mask, float("-inf"))
+        return attention.drop(attention.out((logits.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)))
+
+    return forward
 
 
 def _attention_with_qk_norm(attention: nn.Module, norm: nn.Module) -> Callable[[Tensor], Tensor]:
