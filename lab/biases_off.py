@@ -55,9 +55,11 @@ def take_away(model: nn.Module, biases: list[nn.Parameter], batch: Batch) -> int
 
 
 def _runs(model: nn.Module, batch: Batch) -> bool:
-    with untouched(model, training=False), torch.no_grad():
-        try:
-            call(model, batch)
-        except BatchError:
-            return False
+    """Return whether the model runs, in evaluation and in training: its code may differ."""
+    for training in (False, True):
+        with untouched(model, training=training), torch.no_grad():
+            try:
+                call(model, batch)
+            except BatchError:
+                return False
     return True

@@ -71,12 +71,13 @@ def change_adds(
             for place, branch in zip(adds, stack.branches, strict=True)
         ]
         if choices.norm_placement is not None:
+            widened = None if like is None else like.new(stack.width)
             reads = [
-                moves.of(branch, choices.norm_placement, action, like)
+                moves.of(branch, choices.norm_placement, action, widened)
                 for branch, action in zip(stack.branches, actions, strict=True)
             ]
             _let_read(stack, places, reads, adds, actions, rewriting)
-            _final_norm(model, stack, choices.norm_placement, actions[-1], like)
+            _final_norm(model, stack, choices.norm_placement, actions[-1], widened)
         for place, action in zip(adds, actions, strict=True):
             _register(place, action, rewriting)
         index += len(stack.branches)

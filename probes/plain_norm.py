@@ -57,6 +57,15 @@ class Passed(nn.Module):
         """Return ``x``."""
         return x
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what the norm has: a model's code may ask for the type of its gain."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "norm":
+                raise
+            return getattr(self.norm, name)
+
 
 def plain(norm: nn.Module, width: int, path: str, *, kind: str = "") -> PlainNorm:
     """Return a norm that does what ``norm`` does, with the same parameters; of another ``kind`` where one is given.

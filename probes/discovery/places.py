@@ -17,8 +17,8 @@ from torch import nn
 from .branches import attention, queries_and_keys
 from .dataflow import Add, Dataflow
 from .heads import images
-from .recorder import Operation
 from .links import Link, Stream
+from .recorder import Operation
 from .residual import streams
 from .trace import trace
 from .vocabulary import is_heavy

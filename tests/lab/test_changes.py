@@ -269,6 +269,36 @@ def test_dropout_in_training_leaves_what_is_rewritten_the_same() -> None:
     assert torch.allclose(got, expected, atol=TOLERANCE)
 
 
+def test_code_that_asks_a_norm_for_its_gain_finds_it_when_the_norm_has_moved() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(31, 16), nn.Linear(16, 31)
+            self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+            self.branches = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            for norm, branch in zip(self.norms, self.branches, strict=True):
+                x = x + branch(norm(x.to(norm.weight.dtype)))
+            return self.head(x)
+
+    assert discover(changed(Asking(), TOKENS, norm_placement="post"), TOKENS).placement == "post"
+
+
+def test_a_bias_that_only_training_asks_for_is_kept_at_zero() -> None:
+    class Asking(NanoGPT):
+        def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(ids) + (self.blocks[0].mlp[0].bias.sum() if self.training else 0.0)
+
+    mine = changed(Asking(), TOKENS, biases=False).train()
+
+    mine(TOKENS)
+    kept = {name: p for name, p in mine.named_parameters() if name.endswith("bias")}
+    assert kept
+    assert not any(p.requires_grad or bool(p.any()) for p in kept.values())
+
+
 def test_a_copy_of_a_changed_model_is_changed_and_stands_alone() -> None:
     mine = changed(spoiled(ReferenceTransformer(POST)), (TOKENS, TOKENS), norm_placement="pre")
     expected = mine(TOKENS).logits.detach().clone()
