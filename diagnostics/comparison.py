@@ -30,6 +30,7 @@ class Comparison:
         against_depth: columns group, label, n_blocks, transmission, amplification: the same variants at other depths.
         title: what is compared.
         baseline: of a good run, against which each is judged.
+        notes: what the comparison can tell and what it found, in sentences.
     """
 
     recordings: Mapping[str, Recording]
@@ -37,6 +38,7 @@ class Comparison:
     against_depth: pd.DataFrame = field(default_factory=pd.DataFrame)
     title: str = ""
     baseline: Recording | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:

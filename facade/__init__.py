@@ -3,8 +3,9 @@
     measure -> keep -> judge -> show
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
-``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``write_report`` writes one HTML file.
-Names load when they are used, so that reading a recording never imports torch.
+``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a
+design choice changed, ``write_report`` writes one HTML file. Names load when they are used, so that reading a recording never
+imports torch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rheoscope.diagnostics.finding import Finding
     from rheoscope.lab.coordinates import coordinate_check
     from rheoscope.lab.scale_up import scale_up
+    from rheoscope.lab.what_if import what_if
     from rheoscope.probes.anatomy import Anatomy
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
@@ -42,6 +44,7 @@ __all__ = [
     "discover",
     "examine",
     "scale_up",
+    "what_if",
     "write_report",
 ]
 
@@ -61,6 +64,7 @@ _HOMES = {
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
     "scale_up": "lab.scale_up",
+    "what_if": "lab.what_if",
     "write_report": "reports.report",
 }
 

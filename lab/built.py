@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def built(target: str, *, n_blocks: int | None = None, seed: int = 0) -> tuple[n
         LabError: the target is of none of these kinds, too large, or its model accepts no batch that is known here.
     """
     torch.manual_seed(seed)
-    if ":" in target and not Path(target).exists():
+    if _is_function(target):
         return _from_function(target)
     config = _config(target)
     if n_blocks is not None:
@@ -40,6 +41,20 @@ def built(target: str, *, n_blocks: int | None = None, seed: int = 0) -> tuple[n
                 setattr(config, name, n_blocks)
     model = _from_config(config, target)
     return model, _batch(model, config, target)
+
+
+def maker(target: str, *, n_blocks: int | None = None) -> Callable[[], nn.Module] | None:
+    """Return what builds the target's model anew, with the weights of torch's random state as it is then.
+
+    None for the user's own function: whether that gives fresh weights or a checkpoint's is not known.
+    """
+    if _is_function(target):
+        return None
+    return lambda: built(target, n_blocks=n_blocks, seed=torch.initial_seed())[0]
+
+
+def _is_function(target: str) -> bool:
+    return ":" in target and not Path(target).exists()
 
 
 def imported(target: str) -> Any:

@@ -76,7 +76,7 @@ class ComparisonContent:
     Attributes:
         title: what is compared.
         comparison: the recordings, with their verdicts.
-        leads: what the leading charts show, in sentences.
+        leads: the comparison's notes, and what the leading charts show, in sentences.
         summary: one row a variant.
         sections: the charts, with the tables behind them.
         not_measured: what was not measured in which recording, in sentences.
@@ -134,7 +134,10 @@ def _comparison(comparison: Comparison) -> ComparisonContent:
     return ComparisonContent(
         title=plain(comparison.title or "Comparison of " + ", ".join(comparison.labels), 200),
         comparison=comparison,
-        leads=[f"{charts[key].title}." for key in LEADING_CHARTS if charts[key].figure is not None],
+        leads=[
+            *(plain(note, 600) for note in comparison.notes),
+            *(f"{charts[key].title}." for key in LEADING_CHARTS if charts[key].figure is not None),
+        ],
         summary=words.summary(with_designs(compared)),
         sections=sections,
         not_measured=[f"{plain(label)}: {sentence}" for label, r in recordings for sentence in words.not_measured(r)],

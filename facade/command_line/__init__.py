@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import check, compare, demo, examine, join, lab, report
+from . import check, compare, demo, examine, join, lab, report, what_if
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -20,7 +20,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo.demo, examine.examine, report.report, compare.compare, check.check, join.join, lab.lab):
+for command in (
+    demo.demo,
+    examine.examine,
+    report.report,
+    compare.compare,
+    check.check,
+    join.join,
+    lab.lab,
+    what_if.what_if,
+):
     app.command()(command)
 
 

@@ -61,7 +61,7 @@ def test_help_lists_every_command() -> None:
     code, text = called("--help")
 
     assert code == 0
-    assert all(name in text for name in ("demo", "report", "compare", "check"))
+    assert all(name in text for name in ("demo", "report", "compare", "check", "what-if"))
 
 
 def test_version_is_that_of_the_package() -> None:
@@ -231,6 +231,40 @@ def test_a_baseline_of_another_model_exits_3(
     assert exit_code_of_main(monkeypatch, "check", folder, "--baseline", tmp_path / "other") == 3
     assert "Expected a baseline of the same model" in capsys.readouterr().err
     assert exit_code_of_main(monkeypatch, "compare", folder, departed, "--baseline", tmp_path / "other") == 3
+
+
+def test_what_if_writes_the_comparison_and_says_what_it_can_tell(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 61, "n_positions": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "loss_type": "ForCausalLM"}))
+
+    code, text = called(
+        "what-if",
+        tmp_path,
+        "--norm-placement",
+        "post",
+        "--no-biases",
+        "--steps",
+        2,
+        "--seeds",
+        1,
+        "-o",
+        tmp_path / "p.html",
+    )
+
+    assert code == 0
+    assert "this is an ablation" in text
+    assert "Fresh weights come from make()." in text
+    assert "What if: post norm placement, biases off" in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+def test_what_if_without_a_choice_is_a_wrong_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 61, "n_positions": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "loss_type": "ForCausalLM"}))
+
+    assert exit_code_of_main(monkeypatch, "what-if", tmp_path) == 2
+    assert "Expected a choice to change, got none" in capsys.readouterr().err
 
 
 def test_the_lab_lists_every_experiment_with_its_question() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rheoscope.lab.built import built
+from rheoscope.lab.built import built, maker
 from rheoscope.probes.discovery.dissect import discover
 from rheoscope.probes.errors import LabError
 from torch import nn
@@ -40,6 +40,21 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     (first, _), (second, _) = built(path), built(path)
 
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_config_is_built_anew_with_the_weights_of_the_seed(tmp_path: Path) -> None:
+    path = str(config_file(tmp_path, model_type="gpt2", **SMALL))
+    make = maker(path)
+    assert make is not None
+
+    found = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        found.append(make().transformer.wte.weight)
+
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+    assert maker("module:function") is None  # it may return a checkpoint
 
 
 def test_a_function_of_the_users_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
