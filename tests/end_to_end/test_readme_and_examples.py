@@ -13,7 +13,7 @@ from oracles import batch_of, gpt2
 from rheoscope.probes.recording import Recording
 
 ROOT = Path(__file__).parents[2]
-WITH_RANKS = ROOT / "examples" / "train_with_torchrun.py"
+WITH_RANKS = {"train_with_torchrun.py": "runs/*", "train_a_pipeline.py": "pipeline-run"}
 
 
 def test_the_lines_of_readme_put_probes_on_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +33,11 @@ def test_the_lines_of_readme_put_probes_on_a_model(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "report.html").is_file()
 
 
-def test_example_of_several_processes_ends_with_one_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(WITH_RANKS))
+def test_example_of_several_processes_ends_with_one_report(name: str, tmp_path: Path) -> None:
+    example = ROOT / "examples" / name
     ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WITH_RANKS)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(example)],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -46,11 +48,13 @@ def test_example_of_several_processes_ends_with_one_report(tmp_path: Path) -> No
 
     report = Path(ended.stdout.strip().splitlines()[-1].removeprefix("Report: "))
     assert report.is_file()
-    (folder,) = (tmp_path / "runs").iterdir()
+    (folder,) = tmp_path.glob(WITH_RANKS[name])
     assert set(Recording.load(folder).table("steps")["n_ranks"]) == {2}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py") if path != WITH_RANKS))
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (ROOT / "examples").glob("*.py") if path.name not in WITH_RANKS)
+)
 def test_example_ends_with_a_report(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
