@@ -7,7 +7,6 @@ import io
 import multiprocessing
 import os
 import resource
-import shutil
 import sys
 import traceback
 from dataclasses import dataclass
@@ -55,7 +54,8 @@ class Outcome:
 
 def tried(folder: Path, sound: Path, scratch: Path) -> list[Outcome]:
     """Return what each command does with the recording in ``folder``; they may write to ``scratch`` alone."""
-    shutil.copytree(folder, scratch / "joined" / "stages" / "0000", symlinks=True)
+    (scratch / "joined" / "stages").mkdir(parents=True)
+    (scratch / "joined" / "stages" / "0000").symlink_to(folder, target_is_directory=True)
     commands = (
         ["check", str(folder), "--json"],
         ["report", str(folder), "-o", str(scratch / "report.html")],
