@@ -11,6 +11,7 @@ import pandas as pd
 
 from .finding import Evidence, Finding
 from .frames import groups, largest
+from .harm import is_harmed
 from .tables import Tables
 from .thresholds import (
     ENTROPY_COLLAPSED,
@@ -64,8 +65,9 @@ class _End:
 def entropy_collapse(tables: Tables) -> list[Finding]:
     """Report attention whose entropy fell towards 0 while its logits spread beyond sqrt(2 ln n): a frozen softmax.
 
-    One block apart from its siblings is a warning. Where most blocks fell it is one only beyond FROZEN_HARD, where even the
-    second key is no longer seen; trained attention is selective on purpose.
+    One block apart from its siblings is told, and most blocks together. It is a warning only where the loss has not fallen since,
+    and of most blocks only beyond FROZEN_HARD, where even the second key is no longer seen: trained attention is selective on
+    purpose, and sound runs of a few hundred steps go as far.
     """
     found = []
     for stack, kind, ends in _branches(tables):
@@ -83,9 +85,12 @@ def entropy_collapse(tables: Tables) -> list[Finding]:
             and median(others[end.block]) > ENTROPY_SIBLINGS * end.ratio
         ]
         name = f"{kind} branch{{}}{tables.stack_name(stack)}"
-        found += [_alone(end, kind, name, median(others[end.block])) for end in apart]
+        found += [
+            _alone(end, kind, name, median(others[end.block]), is_ill=is_harmed(tables, end.step)) for end in apart
+        ]
         if is_shared:
-            found.append(_shared(fallen, len(ends), kind, name))
+            is_ill = is_harmed(tables, max(end.step for end in fallen))
+            found.append(_shared(fallen, len(ends), kind, name, is_ill=is_ill))
     return found
 
 
@@ -118,11 +123,11 @@ def _end(rows: pd.DataFrame, log_keys: float) -> _End:
     )
 
 
-def _alone(end: _End, kind: str, name: str, others: float) -> Finding:
+def _alone(end: _End, kind: str, name: str, others: float, *, is_ill: bool) -> Finding:
     where = name.format(f" of block {end.block}")
     return Finding(
         code="entropy-collapse",
-        severity="warning",
+        severity="warning" if is_ill else "info",
         confidence=0.8,
         block=end.block,
         component=kind,
@@ -144,9 +149,9 @@ def _alone(end: _End, kind: str, name: str, others: float) -> Finding:
     )
 
 
-def _shared(fallen: list[_End], n: int, kind: str, name: str) -> Finding:
+def _shared(fallen: list[_End], n: int, kind: str, name: str, *, is_ill: bool) -> Finding:
     frozen, ratio = median(end.frozen for end in fallen), median(end.ratio for end in fallen)
-    is_hard = frozen > FROZEN_HARD
+    is_hard = frozen > FROZEN_HARD and is_ill
     return Finding(
         code="entropy-collapse",
         severity="warning" if is_hard else "info",

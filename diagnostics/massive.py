@@ -9,6 +9,7 @@ import pandas as pd
 
 from .finding import Evidence, Finding
 from .frames import groups, records
+from .harm import is_harmed
 from .steadiness import order
 from .tables import Tables
 from .thresholds import (
@@ -32,7 +33,7 @@ def massive_activations(tables: Tables) -> list[Finding]:
 
     A value counts from MASSIVE_PEAK times the RMS of the state on, a channel from CHANNEL_SHARE of the state's energy in its
     mean over tokens. Trained networks have both on purpose (Sun et al. 2024). It is a warning only where the mean of one channel
-    makes most of the state's energy from one block on, and still grows at the end of the run.
+    makes most of the state's energy from one block on, still grows at the end of the run, and the loss has not fallen.
     """
     rows = _states(tables)
     found = []
@@ -50,6 +51,7 @@ def massive_activations(tables: Tables) -> list[Finding]:
             and len(before) > 0
             and float(before.iloc[0]) < CHANNEL_SHARE
             and grown > CHANNEL_GROWS
+            and is_harmed(tables, int(group["step"].min()))
         )
         found.append(_finding(tables, stack, row, len(massive), grown if is_ill else None))
     return found

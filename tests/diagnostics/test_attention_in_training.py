@@ -17,9 +17,12 @@ KEYS = 64
 Course = Callable[[int, float], float]
 
 
-def tables(made: Any, ratio: Course, std: Course, *, n_blocks: int = 6, sink: float = 0.1) -> Tables:
-    """Return a run whose attention has the entropy ratio and the logit std that functions of block and progress give."""
-    recording = made(n_blocks, steps=STEPS)
+def tables(made: Any, ratio: Course, std: Course, *, n_blocks: int = 6, sink: float = 0.1, loss: float = 1.0) -> Tables:
+    """Return a run whose attention has the entropy ratio and the logit std that functions of block and progress give.
+
+    Its loss goes from 1 to ``loss``.
+    """
+    recording = made(n_blocks, steps=STEPS, losses=np.linspace(1.0, loss, len(STEPS)).tolist())
     rows = [
         {
             "step": step,
@@ -53,6 +56,17 @@ def test_one_block_that_freezes_is_named_with_the_law_it_broke(made: Any) -> Non
     assert f"{20 * 80 / 90 / math.sqrt(2 * math.log(KEYS)):.2g} times sqrt(2 ln n)" in finding.sentence
     assert finding.step == 80  # 1 - .95 t is below .25 from t = .79 on
     assert finding.evidence.expected == pytest.approx(0.9)
+
+
+def test_attention_that_freezes_while_the_loss_falls_is_a_remark(made: Any) -> None:
+    course: tuple[Course, Course] = (
+        lambda b, t: 1 - 0.95 * t if b == 3 else 0.9,
+        lambda b, t: 20 * t if b == 3 else 0.5,
+    )
+
+    (falling,), (rising,) = (entropy_collapse(tables(made, *course, loss=loss)) for loss in (0.5, 2.0))
+
+    assert (falling.severity, rising.severity) == ("info", "warning")
 
 
 def test_selective_attention_whose_logits_do_not_pass_the_limit_is_sound(made: Any) -> None:

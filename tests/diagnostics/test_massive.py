@@ -13,9 +13,13 @@ from rheoscope.probes.anatomy import Anatomy
 STEPS = tuple(range(0, 400, 10))
 
 
-def run(made: Any, *, channel: Any, absmax: float = 4.0) -> Tables:
-    """Return a run whose states have RMS 1 and the largest channel mean that ``channel(depth, progress)`` gives."""
-    recording = made(6, steps=STEPS, state=lambda depth: 1.0)
+def run(made: Any, *, channel: Any, absmax: float = 4.0, loss: float = 1.0) -> Tables:
+    """Return a run whose states have RMS 1 and the largest channel mean that ``channel(depth, progress)`` gives.
+
+    Its loss goes from 1 to ``loss``.
+    """
+    losses = [1.0 + (loss - 1.0) * step / STEPS[-1] for step in STEPS]
+    recording = made(6, steps=STEPS, state=lambda depth: 1.0, losses=losses)
     (stack,) = recording.anatomy.stacks
     recording.anatomy = Anatomy(stacks=(dataclasses.replace(stack, width=64),))
     rows = recording.tables["activations"]
@@ -49,6 +53,12 @@ def test_a_channel_that_takes_over_behind_one_block_and_still_grows_is_a_warning
     (finding,) = massive_activations(run(made, channel=lambda depth, t: 1 + 6 * t if depth >= 6 else 1.0))
 
     assert (finding.severity, finding.block, finding.component) == ("warning", 2, "mlp")
+
+
+def test_a_channel_that_takes_over_while_the_loss_falls_is_a_remark(made: Any) -> None:
+    (finding,) = massive_activations(run(made, channel=lambda depth, t: 1 + 6 * t if depth >= 6 else 1.0, loss=0.5))
+
+    assert finding.severity == "info"
 
 
 def test_a_channel_that_has_settled_is_a_remark_however_large(made: Any) -> None:
