@@ -10,6 +10,9 @@ from rheoscope.probes.errors import LabError
 # Name -> module; each holds one EXPERIMENT.
 _MODULES = {
     "norm-placement": "norm_placement",
+    "norm-kind": "norm_kind",
+    "biases": "bias_terms",
+    "placement-biases-depth": "placement_biases_depth",
     "admin": "admin",
     "double-norm": "double_norm",
     "ivanov": "ivanov",
