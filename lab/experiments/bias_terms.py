@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pandas as pd
-import torch
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.choices import gap, small, trained
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_least, at_most, curve, steps_of, within
@@ -156,7 +155,7 @@ def _drift(frame: pd.DataFrame) -> dict[float, Interval]:
         sizes = (
             rows.groupby(["step", "role"])["weight_rms"].apply(lambda each: float((each**2).mean() ** 0.5)).unstack()
         )
-        for step, value in (sizes["bias"] / sizes["weight"]).items():
+        for step, value in zip(sizes.index, sizes["bias"] / sizes["weight"], strict=True):
             found.setdefault(float(step), []).append(float(value))
     return {step: over_seeds(values) for step, values in sorted(found.items())}
 
