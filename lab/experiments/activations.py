@@ -99,7 +99,8 @@ def bottom(function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     for _ in range(60):
         middle = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(function(middle), middle)
-        low, high = (float(middle), high) if slope < 0 else (low, float(middle))
+        place = float(middle.detach())
+        low, high = (place, high) if slope < 0 else (low, place)
     return low, float(function(torch.tensor(low, dtype=torch.float64)))
 
 

@@ -42,13 +42,12 @@ def carry_out(setting: Setting) -> Result:
     with steps_of(setting, len(SCALINGS) * 2 * len(setting.seeds_at_init)) as begin:
         for label, fields in SCALINGS.items():
             for depth in (SHALLOW, DEEP):
-                here = states[label, depth], gradients[label, depth] = [], []
+                states[label, depth], gradients[label, depth] = [], []
                 for seed in setting.seeds_at_init:
                     begin(f"{label}, {depth} blocks at init, seed {seed}")
-                    for kept, values in zip(
-                        here, stream(replace(AT_INIT, n_blocks=depth, **fields), seed), strict=True
-                    ):
-                        kept.append(values)
+                    sizes, backward = stream(replace(AT_INIT, n_blocks=depth, **fields), seed)
+                    states[label, depth].append(sizes)
+                    gradients[label, depth].append(backward)
     base = Architecture(
         8 if setting.is_quick else 12, 48, 4, vocabulary=64, context=32, positions="rotary", embedding_std=1.0
     )

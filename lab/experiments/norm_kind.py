@@ -7,17 +7,20 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
+from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.choices import gap, small, trained
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_most, curve, steps_of, within
-from rheoscope.lab.intervals import Interval, over_seeds
+from rheoscope.lab.intervals import over_seeds
 from rheoscope.lab.learning_rates import at_best, loss_curves, rows_at_best
+from rheoscope.lab.measured import at_init
 from rheoscope.lab.norms import norm
 from rheoscope.lab.threads import one_thread
 from rheoscope.probes.recording import Recording
 from torch import nn
 
 KINDS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}
+AT_INIT = Architecture(6, 128, 4, vocabulary=1000, context=32)
 ROWS, WIDTH, N_TIMED = 2048, 256, 9
 ZHANG = "Zhang and Sennrich 2019 (arXiv:1910.07467), RMSNorm"
 
@@ -27,6 +30,7 @@ def carry_out(setting: Setting) -> Result:
     seeds = setting.seeds_at_init
     with steps_of(setting, len(seeds)) as begin, one_thread():
         errors, times = [], []
+        fresh: dict[str, list[float]] = {label: [] for label in KINDS}
         for seed in seeds:
             begin(f"norms alone, seed {seed}")
             errors.append(max(error_by_hand(kind, seed) for kind in KINDS.values()))
@@ -34,13 +38,13 @@ def carry_out(setting: Setting) -> Result:
                 label: _seconds(norm(Architecture(width=WIDTH, norm_kind=kind))) for label, kind in KINDS.items()
             }
             times.append(seconds["RMSNorm"] / seconds["LayerNorm"])
+            for label, kind in KINDS.items():
+                fresh[label].append(float(_mean_shares(at_init(replace(AT_INIT, norm_kind=kind), seed)).mean()))
     frame = trained({label: small(setting, norm_kind=kind) for label, kind in KINDS.items()}, setting, every=20)
     best = at_best(frame)
-    means = {label: _mean_shares(frame, label) for label in KINDS}
-    width = small(setting).width
-    before = [each[0] for each in means.values()]
-    best["mean's share of the stream at init"] = [str(each[0]) for each in means.values()]
-    best["and after training"] = [str(each[1]) for each in means.values()]
+    last = {label: [_mean_shares(Recording.load(path)) for path in rows_at_best(frame, label)["recording"]] for label in KINDS}
+    best["mean's share, trained"] = [str(over_seeds(each.mean() for each in last[label])) for label in KINDS]
+    width = AT_INIT.width
     claims = (
         Claim(
             "largest difference of the norms by hand from torch's, outputs and gradients (float64)",
@@ -52,17 +56,17 @@ def carry_out(setting: Setting) -> Result:
         gap(frame, "RMSNorm", "LayerNorm", "about 0: comparable quality", ZHANG, (-0.1, 0.1)),
         *(
             Claim(
-                f"share of the stream's energy in tokens' means at init, {label}",
-                each,
+                f"share of the stream's energy in tokens' means at init, {label}, {width} wide",
+                over_seeds(fresh[label]),
                 f"1 / width = {1 / width:.4f}",
                 "a random direction's square along one of the axes",
                 within(1 / width, 0.25),
             )
-            for label, each in zip(KINDS, before, strict=True)
+            for label in KINDS
         ),
         Claim(
-            "the same after training, RMSNorm, which keeps it",
-            means["RMSNorm"][1],
+            f"the same after training, {frame['width'].iloc[0]} wide, RMSNorm, which keeps it",
+            over_seeds(each.mean() for each in last["RMSNorm"]),
             "small: removing the mean is dispensable",
             f"{ZHANG}, section 4",
             at_most(0.1),
@@ -76,8 +80,12 @@ def carry_out(setting: Setting) -> Result:
         ),
     )
     lines = [
-        curve("share of the energy in tokens' means after training against state", label, each[2])
-        for label, each in means.items()
+        curve(
+            "share of the energy in tokens' means after training against state",
+            label,
+            [(depth, over_seeds(row)) for depth, row in enumerate(zip(*each, strict=True))],
+        )
+        for label, each in last.items()
     ]
     notes = (
         f"The time is that of torch {torch.__version__}'s own modules on this machine, {ROWS} x {WIDTH}, one thread: it depends "
@@ -102,7 +110,9 @@ def error_by_hand(kind: str, seed: int) -> float:
 
 def _seconds(module: nn.Module) -> float:
     """Return the least CPU time of a forward and backward over several."""
-    x, g = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(ROWS, WIDTH)
+    x, g = torch.randn(AT_INIT = Architecture(6, 128, 4, vocabulary=1000, context=32)
+ROWS, WIDTH, requires_grad=True), torch.randn(AT_INIT = Architecture(6, 128, 4, vocabulary=1000, context=32)
+ROWS, WIDTH)
     found = []
     for _ in range(N_TIMED):
         began = time.process_time()
@@ -111,25 +121,12 @@ def _seconds(module: nn.Module) -> float:
     return min(found)
 
 
-def _mean_shares(frame: pd.DataFrame, label: str) -> tuple[Interval, Interval, list[tuple[float, Interval]]]:
-    """Return the mean's share of the states' energy, first step and last, on the mean over states; and by state at the last."""
-    first, last, by_depth = [], [], []
-    for path in rows_at_best(frame, label)["recording"]:
-        rows = Recording.load(path).table("activations", columns=["step", "site", "direction", "depth", "mean_share"])
-        rows = rows[(rows["site"] == "state") & (rows["direction"] == "forward")].dropna(subset=["mean_share"])
-        ends = [
-            rows[rows["step"] == step].groupby("depth")["mean_share"].mean()
-            for step in (rows["step"].min(), rows["step"].max())
-        ]
-        first.append(float(ends[0].mean()))
-        last.append(float(ends[1].mean()))
-        by_depth.append(ends[1])
-    points = pd.concat(by_depth, axis=1)
-    return (
-        over_seeds(first),
-        over_seeds(last),
-        [(float(k), over_seeds(row)) for k, row in zip(points.index, points.to_numpy(), strict=True)],
-    )
+def _mean_shares(recording: Recording) -> pd.Series:
+    """Return the share of every state's energy that is in the tokens' own means, at the last sampled step, by depth."""
+    rows = Tables(recording).activations
+    rows = rows[(rows["site"] == "state") & (rows["direction"] == "forward") & (rows["step"] == rows["step"].max())]
+    found: pd.Series = rows.dropna(subset=["mean_share"]).groupby("depth")["mean_share"].mean()
+    return found
 
 
 EXPERIMENT = Experiment(
