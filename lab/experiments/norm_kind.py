@@ -42,7 +42,10 @@ def carry_out(setting: Setting) -> Result:
                 fresh[label].append(float(_mean_shares(at_init(replace(AT_INIT, norm_kind=kind), seed)).mean()))
     frame = trained({label: small(setting, norm_kind=kind) for label, kind in KINDS.items()}, setting, every=20)
     best = at_best(frame)
-    last = {label: [_mean_shares(Recording.load(path)) for path in rows_at_best(frame, label)["recording"]] for label in KINDS}
+    last = {
+        label: [_mean_shares(Recording.load(path)) for path in rows_at_best(frame, label)["recording"]]
+        for label in KINDS
+    }
     best["mean's share, trained"] = [str(over_seeds(each.mean() for each in last[label])) for label in KINDS]
     width = AT_INIT.width
     claims = (
@@ -110,9 +113,7 @@ def error_by_hand(kind: str, seed: int) -> float:
 
 def _seconds(module: nn.Module) -> float:
     """Return the least CPU time of a forward and backward over several."""
-    x, g = torch.randn(AT_INIT = Architecture(6, 128, 4, vocabulary=1000, context=32)
-ROWS, WIDTH, requires_grad=True), torch.randn(AT_INIT = Architecture(6, 128, 4, vocabulary=1000, context=32)
-ROWS, WIDTH)
+    x, g = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(ROWS, WIDTH)
     found = []
     for _ in range(N_TIMED):
         began = time.process_time()

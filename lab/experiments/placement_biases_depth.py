@@ -23,8 +23,6 @@ DEPTHS_AT_INIT = (6, 12)
 BASE = Architecture(2, 48, 4, vocabulary=64, context=32, init="xavier", activation="relu")
 RATES, RATES_QUICK = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2)
 SIX_BLOCKS = -2.62  # logarithm of .016 over .22: skip transmission of post-norm at 12 and at 6 blocks
-    -0.44
-)  # logarithm of post-norm's skip transmission a block: .016 over .22 in six blocks, 8e-5 over .016 in twelve
 XIONG = "Xiong et al. 2020 (arXiv:2002.04745)"
 PALM = "Chowdhery et al. 2022 (arXiv:2204.02311), PaLM, section 2"
 
