@@ -104,6 +104,16 @@ def gaps(frame: pd.DataFrame, a: str, b: str, by: str = "last_loss") -> list[flo
     return [float(gap) for gap in (last[0] - last[1]).dropna()]
 
 
+def increases(frame: pd.DataFrame, reference: str) -> dict[str, list[float]]:
+    """Return by how many per cent every other variant's held-out loss lies above the reference's, by seed, each at its best."""
+    losses = {label: rows_at_best(frame, label, "held_out_loss")["held_out_loss"] for label in frame["label"].unique()}
+    return {
+        label: [float(value) for value in 100 * (each / losses[reference] - 1)]
+        for label, each in losses.items()
+        if label != reference
+    }
+
+
 def loss_curves(
     frame: pd.DataFrame, chart: str = "last loss (nats) against learning rate", by: str = "last_loss"
 ) -> pd.DataFrame:

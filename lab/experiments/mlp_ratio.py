@@ -9,7 +9,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.choices import n_parameters, small_for_text, trained
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_most, curve, within
 from rheoscope.lab.intervals import over_seeds
-from rheoscope.lab.learning_rates import at_best, loss_curves, rows_at_best
+from rheoscope.lab.learning_rates import at_best, increases, loss_curves
 
 RATIOS, RATIOS_QUICK = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.5, 2.0, 4.0, 8.0)
 REFERENCE = 4.0
@@ -71,16 +71,6 @@ def of_ratio(base: Architecture, ratio: float) -> Architecture:
         (at(width) for width in sorted(widths, key=lambda width: abs(width - near))[:3]),
         key=lambda design: abs(n_parameters(design, of_blocks=True) - wanted),
     )
-
-
-def increases(frame: pd.DataFrame, reference: str) -> dict[str, list[float]]:
-    """Return by how many per cent every other variant's held-out loss lies above the reference's, by seed, each at its best."""
-    losses = {label: rows_at_best(frame, label, "held_out_loss")["held_out_loss"] for label in frame["label"].unique()}
-    return {
-        label: [float(value) for value in 100 * (each / losses[reference] - 1)]
-        for label, each in losses.items()
-        if label != reference
-    }
 
 
 EXPERIMENT = Experiment(
