@@ -35,7 +35,10 @@ def carry_out(setting: Setting) -> Result:
         ),
         gap(frame, decayed, "plain", "-.04 (3.23 for 3.27), after the learning rate has decayed", ANDRIUSHCHENKO, by=BY),
         gap(frame, f"dropout {DROPOUT:g}", "plain", "above 0: it only slows one epoch down", COMMON, by=BY),
-        gap(frame, f"dropout {DROPOUT:g}, repeated", "plain, repeated", "below 0: it delays learning by heart", COMMON, at_most(0.0), by=BY),
+        gap(
+            frame, f"dropout {DROPOUT:g}, repeated", "plain, repeated", "below 0: it delays learning by heart", COMMON,
+            at_most(0.0), by=BY,
+        ),
         gap(frame, f"{decayed}, repeated", "plain, repeated", "no figure", COMMON, by=BY),
         Claim(
             f"sensitivity to the learning rate, {decayed} (times the learning rate, as AdamW has it) less plain, nats",
