@@ -60,8 +60,7 @@ def of_depth(base: Architecture, depth: int) -> Architecture:
     """Return the design of ``depth`` blocks with the width at which they have as many parameters as the base's."""
     wanted = n_parameters(base, of_blocks=True)
     near = base.width * (base.n_blocks / depth) ** 0.5
-    # Heads of an even size.
-    widths = sorted(range(2 * base.n_heads, 8 * base.width, 2 * base.n_heads), key=lambda width: abs(width - near))[:2]
+    widths = sorted(range(base.n_heads, 8 * base.width, base.n_heads), key=lambda width: abs(width - near))[:2]
     designs = [replace(base, n_blocks=depth, width=width) for width in widths]
     return min(designs, key=lambda design: abs(n_parameters(design, of_blocks=True) - wanted))
 
