@@ -21,7 +21,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.choices import as_large_as, n_parameters
 from rheoscope.lab.experiment import Setting
 from rheoscope.lab.experiments import NAMES, experiment
-from rheoscope.lab.experiments.activations import FUNCTIONS, bottom, normal_share_below
+from rheoscope.lab.experiments.activations import FUNCTIONS, bottom, normal_share_below, share_beyond
 from rheoscope.lab.experiments.aspect_ratio import of_depth
 from rheoscope.lab.experiments.bias_terms import at_init as of_biases
 from rheoscope.lab.experiments.depth_and_init import AT_INIT, EXPECTED, SCALINGS
@@ -126,6 +126,14 @@ def test_the_dips_of_gelu_and_silu_lie_where_they_are_published() -> None:
     assert bottom(FUNCTIONS["gelu"]) == pytest.approx((-0.751790, -0.169971), abs=3e-6)
     assert bottom(FUNCTIONS["silu"]) == pytest.approx((-1.278465, -0.278465), abs=1e-6)
     assert normal_share_below(-0.751790) == pytest.approx(0.2261, abs=5e-5)
+
+
+def test_a_fifth_of_unit_gaussian_pre_activations_lies_beyond_the_dip_of_gelu() -> None:
+    design = replace(SMALL, activation="gelu", init="lecun")
+
+    shares = [share_beyond(design, seed, -0.751790) for seed in range(5)]
+
+    assert np.mean(shares) == pytest.approx(0.2261, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
