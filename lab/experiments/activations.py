@@ -80,7 +80,7 @@ def carry_out(setting: Setting) -> Result:
         ),
         *(
             Claim(
-                f"share of {NAMES[name]}'s pre-activations beyond the dip after training over that at init, momentum {momentum:g}",
+                f"share of {NAMES[name]}'s pre-activations beyond the dip, trained over fresh, SGD of momentum {momentum:g}",
                 over_seeds(row["beyond after"] / row["beyond at init"] for row in left[name, momentum]),
                 "below 1 if units leave for good; no figure is published",
                 "Stanford CS336, lecture 3",
