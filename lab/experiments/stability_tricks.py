@@ -21,6 +21,7 @@ TRICKS: dict[str, dict[str, Any]] = {
     "QK-norm": {"qk_norm": True},
     f"soft-cap {CAP:g}": {"attention_soft_cap": CAP},
 }
+VOCABULARY = 65  # not the width: what is as wide as the stream is taken for features, not for logits
 RATES, RATES_QUICK = (3e-3, 1e-2, 3e-2, 1e-1), (1e-2, 1e-1)
 WORTSMAN = "Wortsman et al. 2023 (arXiv:2309.14322)"
 RYBAKOV = "Rybakov et al. 2024 (arXiv:2410.16682)"
@@ -28,7 +29,7 @@ RYBAKOV = "Rybakov et al. 2024 (arXiv:2410.16682)"
 
 def carry_out(setting: Setting) -> Result:
     """Train with each trick at rising learning rates; look at log Z, at attention logits and at the loss."""
-    base = small(setting, norm_kind="rmsnorm", biases=False, positions="rotary")
+    base = small(setting, vocabulary=VOCABULARY, norm_kind="rmsnorm", biases=False, positions="rotary")
     run = small_run(base, setting, every=20)
     runs = {label: replace(run, architecture=replace(base, **fields)) for label, fields in TRICKS.items()}
     frame = swept(runs, RATES_QUICK if setting.is_quick else RATES, setting)
