@@ -92,8 +92,8 @@ def carry_out(setting: Setting) -> Result:
     )
     notes = (
         "Sinusoids' own products depend on distances alone, but between them stand the projections of queries and keys. The task "
-        "asks for the token two places back: it says nothing of positions in long text. A loss below chance without positions is no "
-        "proof that they are known: which tokens occur helps too.",
+        "asks for the token two places back: it says nothing of positions in long text. A loss below chance without positions "
+        "is no proof that they are known: which tokens occur helps too.",
     )
     return Result(claims, best, pd.concat([line, loss_curves(frame)], ignore_index=True), notes=notes)
 
