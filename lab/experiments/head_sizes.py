@@ -14,6 +14,7 @@ from rheoscope.lab.measured import stream
 
 N_HEADS, N_HEADS_QUICK = (1, 2, 4, 8, 16), (1, 4, 16)
 REFERENCE = 4
+BY = "held_out_loss"
 AT_INIT = Architecture(
     12, 256, 4, vocabulary=1000, context=32, norm_kind="rmsnorm", biases=False, activation="relu", positions="none"
 )
@@ -67,9 +68,6 @@ def carry_out(setting: Setting) -> Result:
         "Half a BLEU point between numbers of heads, after a full training, is more than a few hundred steps can tell apart.",
     )
     return Result(claims, best, pd.concat([line, loss_curves(frame, by=BY)], ignore_index=True), notes=notes)
-
-
-BY = "held_out_loss"
 
 
 def words(n: int) -> str:

@@ -16,6 +16,11 @@ REFERENCE = 4.0
 PUBLISHED = {0.5: "below 1", 1.0: "below 1", 2.0: "below 1", 8.0: "1.8", 16.0: "between 1.8 and 5"}
 KAPLAN = "Kaplan et al. 2020 (arXiv:2001.08361), figure 5: loss increase against the best"
 
+NOTES = (
+    "Published figures are of models trained to convergence; a few hundred steps reward what learns fast. Blocks have equal "
+    "parameters, the embedding and the head grow with the width.",
+)
+
 
 def carry_out(setting: Setting) -> Result:
     """Train stacks of several ratios whose blocks have as many parameters."""
@@ -49,12 +54,6 @@ def carry_out(setting: Setting) -> Result:
     return Result(
         claims, best, pd.concat([line, loss_curves(frame, by="held_out_loss")], ignore_index=True), notes=NOTES
     )
-
-
-NOTES = (
-    "Published figures are of models trained to convergence; a few hundred steps reward what learns fast. Blocks have equal "
-    "parameters, the embedding and the head grow with the width.",
-)
 
 
 def of_ratio(base: Architecture, ratio: float) -> Architecture:

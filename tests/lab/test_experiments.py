@@ -98,11 +98,10 @@ def test_effects_of_two_factors_are_differences_and_a_difference_of_differences(
 def test_effects_of_three_factors_are_the_coefficients_of_a_linear_model() -> None:
     generator = np.random.default_rng(0)
     cells = {levels: [float(generator.normal())] for levels in product((False, True), repeat=3)}
-    rows = [[1, *levels, *(p * q for p, q in ((levels[0], levels[1]),))] for levels in cells]
     # With levels of -1/2 and 1/2 the coefficients of products are the interactions.
     half = np.array([[level - 0.5 for level in levels] for levels in cells])
     columns = [half[:, list(chosen)].prod(1) for chosen in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))]
-    design = np.stack([np.ones(len(rows)), *columns], axis=1)
+    design = np.stack([np.ones(len(cells)), *columns], axis=1)
     expected = np.linalg.solve(design, np.array([values[0] for values in cells.values()]))[1:]
 
     found = effects(cells, ("a", "b", "c"))
