@@ -92,9 +92,9 @@ def sensitivities(frame: pd.DataFrame, label: str) -> list[float]:
 
 
 def rows_at_best(frame: pd.DataFrame, label: str, by: str = "last_loss") -> pd.DataFrame:
-    """Return a variant's runs at its own best learning rate, one a seed, by seed."""
+    """Return a variant's runs at its own best learning rate, one a seed, by seed; none where all of them failed."""
     mine = frame[(frame["label"] == label) & (frame["error"] == "")]
-    best = mine.groupby("lr")[by].mean().idxmin()
+    best = None if mine.empty else mine.groupby("lr")[by].mean().idxmin()
     return mine[mine["lr"] == best].set_index("seed").sort_index()
 
 

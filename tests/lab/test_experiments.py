@@ -251,3 +251,5 @@ def test_gaps_and_increases_compare_each_variant_at_its_own_best_rate() -> None:
     assert gaps(frame, "a", "b", "held_out_loss") == pytest.approx([1.1, 1.2])
     assert increases(frame, "b")["a"] == pytest.approx([100 * (2.2 / 1.1 - 1), 100 * (2.4 / 1.2 - 1)])
     assert rows_at_best(frame, "b")["lr"].unique().tolist() == [0.2]
+    failed = frame.assign(error=frame["label"].map({"a": "", "b": "RuntimeError"}))
+    assert gaps(failed, "a", "b") == []
