@@ -69,8 +69,8 @@ def carry_out(setting: Setting) -> Result:
     notes = (
         "That LayerNorm scaling lowers perplexity at 130M parameters and more (26.73 to 25.76) is far below the spread over "
         "seeds here. The exponential growth of pre-norm's variance is a bound for trained models: at init it is linear.",
-        "After so few steps the last block turns the stream less with LayerNorm scaling, not more: what it reads is scaled down, and "
-        "its weights had no time to make up for it. The paper's figure is of 10,000 steps and more.",
+        "After so few steps the last block turns the stream less with LayerNorm scaling, not more: what it reads is scaled "
+        "down, and its weights had no time to make up for it. The paper's figure is of 10,000 steps and more.",
     )
     return Result(
         (*_at_init_claims(states, gradients), *_trained_claims(frame, trained)),
