@@ -56,9 +56,8 @@ def carry_out(setting: Setting) -> Result:
             f"{WORTSMAN}, section 3.1.2",
             at_least(1.0),
         ),
-        gap(frame, strong, "plain", "no loss of quality", f"{WORTSMAN}, figure 3", at_most(0.05)),
         Claim(
-            f"the same with {WEAK:g}, as large models use, over without",
+            f"the same with a z-loss of {WEAK:g}, as large models have it, over without",
             over_seeds(
                 a / b for a, b in zip(*(_values(frame, label, low, "log_z") for label in (weak, "plain")), strict=True)
             ),
@@ -66,6 +65,7 @@ def carry_out(setting: Setting) -> Result:
             f"{WORTSMAN}, figure 3",
             None,
         ),
+        gap(frame, strong, "plain", "no loss of quality", f"{WORTSMAN}, figure 3", at_most(0.05)),
         Claim(
             f"largest attention logit with a soft-cap of {CAP:g}, learning rate {high:g}",
             _of(frame, capped, high, "largest_logit"),
@@ -79,12 +79,12 @@ def carry_out(setting: Setting) -> Result:
                 _of(frame, label, high, "last_loss"),
                 published,
                 source,
-                None,
+                agrees,
             )
-            for label, published, source in (
-                ("plain", "fails where logits pass 1e4", f"{WORTSMAN}, figure 1"),
-                ("QK-norm", "trains at 1.5 times the learning rate", RYBAKOV),
-                (capped, "perplexity 11.24, plain 11.19, QK-norm 10.84", RYBAKOV),
+            for label, published, source, agrees in (
+                ("plain", "fails where logits pass 1e4", f"{WORTSMAN}, figure 1", at_least(chance - 0.3)),
+                ("QK-norm", "trains", f"{WORTSMAN}, figure 1", at_most(2.5)),
+                (capped, "perplexity 11.24, plain 11.19, QK-norm 10.84 at its highest rate", RYBAKOV, None),
             )
         ),
         Claim(
@@ -94,7 +94,7 @@ def carry_out(setting: Setting) -> Result:
             ),
             "above 0",
             f"{WORTSMAN}, figure 1",
-            None if setting.is_quick else at_least(0.0),
+            at_least(0.0),
         ),
     )
     rates = sorted(frame["lr"].unique())
@@ -114,10 +114,11 @@ def carry_out(setting: Setting) -> Result:
 
 
 def _seen(path: str) -> tuple[float, float]:
-    """Return log Z at the last sampled step, and the largest attention logit of all."""
+    """Return the mean of log Z over the sampled steps of the last quarter, and the largest attention logit of all."""
     tables = Tables(Recording.load(path))
-    log_z = tables.log_z().sort_values("step")["log_z"]
-    return float(log_z.iloc[-1]), float(tables.attention()["logit_max"].max())
+    rows = tables.log_z()
+    late = rows[rows["step"] >= 0.75 * rows["step"].max()]
+    return float(late["log_z"].mean()), float(tables.attention()["logit_max"].max())
 
 
 def _values(frame: pd.DataFrame, label: str, rate: float, column: str) -> list[float]:
