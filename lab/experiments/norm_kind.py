@@ -93,7 +93,7 @@ def carry_out(setting: Setting) -> Result:
     notes = (
         f"The time is that of torch {torch.__version__}'s own modules on this machine, {ROWS} x {WIDTH}, one thread: it depends "
         "on the kernels that a backend has, and no sign is promised.",
-        "Behind blocks the share differs far more from seed to seed than between tokens: what blocks write to all is one direction.",
+        "Behind blocks the share differs more from seed to seed than between tokens: what is written to all is one direction.",
     )
     return Result(claims, best, pd.concat([*lines, loss_curves(frame)], ignore_index=True), notes=notes)
 
