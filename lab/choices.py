@@ -16,7 +16,8 @@ from .run import Run
 from .transformer import ReferenceTransformer
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-# Task -> where the best one lies at this size, and one on each side of it.
+# Task -> how long until something is learned; where the best rate lies at this size, and one on each side of it.
+STEPS, STEPS_QUICK = 500, {"recall": 200, "text": 120}
 RATES_QUICK = {"recall": (1e-2, 3e-2, 1e-1), "text": (3e-3, 1e-2, 3e-2)}
 
 
@@ -33,8 +34,8 @@ def small_for_text(setting: Setting, **changes: Any) -> Architecture:
 
 def small_run(design: Architecture, setting: Setting, **changes: Any) -> Run:
     """Return a run that is long enough for ``small`` to learn, with ``changes``; its learning rate is to be replaced."""
-    run = Run(design, lr=1e-3, n_steps=200 if setting.is_quick else 500, warm_up=20, cosine=True)
-    return replace(run, **changes)
+    n_steps = STEPS_QUICK[changes.get("task", "recall")] if setting.is_quick else STEPS
+    return replace(Run(design, lr=1e-3, n_steps=n_steps, warm_up=20, cosine=True), **changes)
 
 
 def trained(designs: Mapping[str, Architecture], setting: Setting, **changes: Any) -> pd.DataFrame:

@@ -58,8 +58,8 @@ def carry_out(setting: Setting) -> Result:
         for label, values in states.items()
     ]
     notes = (
-        "What shared heads save is the cache of keys and values while text is generated, which no run here does: cached numbers are "
-        "those of a token in a block. MLPs are wider "
+        "What shared heads save is the cache of keys and values while text is generated, which no run here does: cached "
+        "numbers are those of a token in a block. MLPs are wider "
         "where attention is smaller, as in Shazeer's comparison.",
     )
     return Result(claims, best, pd.concat([*lines, loss_curves(frame)], ignore_index=True), notes=notes)
