@@ -166,13 +166,17 @@ def test_designs_of_other_shapes_have_as_many_parameters() -> None:
 
     gated = as_large_as(SMALL, replace(SMALL, activation="swiglu"))
     shared = as_large_as(SMALL, replace(SMALL, n_key_value_heads=1))
-    sizes = [of_ratio(SMALL, ratio).hidden / of_ratio(SMALL, ratio).width for ratio in (0.5, 2.0, 8.0)]
+    two_heads = replace(SMALL, n_heads=2)
+    ratios = {ratio: of_ratio(two_heads, ratio) for ratio in (0.5, 2.0, 8.0)}
+    depths = [of_depth(two_heads, depth) for depth in (1, 2, 4, 8)]
 
     for design in (gated, shared):
         assert n_parameters(design, of_blocks=True) == pytest.approx(wanted, rel=0.002)
-    for design in (*(of_ratio(SMALL, ratio) for ratio in (0.5, 2.0, 8.0)), *(of_depth(SMALL, k) for k in (1, 2, 4, 8))):
-        assert n_parameters(design, of_blocks=True) == pytest.approx(wanted, rel=0.1)
-    assert sizes == pytest.approx([0.5, 2.0, 8.0])
+    for design in (*ratios.values(), *depths):
+        assert n_parameters(design, of_blocks=True) == pytest.approx(wanted, rel=0.05)
+    for ratio, design in ratios.items():
+        assert design.hidden / design.width == pytest.approx(ratio)
+    assert [design.n_blocks for design in depths] == [1, 2, 4, 8]
 
 
 def test_what_a_projection_read_and_gave_explains_its_gradient() -> None:
