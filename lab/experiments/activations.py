@@ -169,6 +169,6 @@ EXPERIMENT = Experiment(
     "activations",
     "ReLU, GELU or SiLU: how many units sit where the smooth ones fall, do they leave, and does quality differ?",
     "Hendrycks and Gimpel 2016; Shazeer 2020",
-    (10.0, 2.0),
+    (7.0, 1.0),
     carry_out,
 )

@@ -69,6 +69,6 @@ EXPERIMENT = Experiment(
     "aspect",
     "Deep or wide: how does the loss depend on depth against width at equal parameters?",
     "Kaplan et al. 2020",
-    (18.0, 2.0),
+    (13.0, 0.8),
     carry_out,
 )

@@ -202,6 +202,6 @@ EXPERIMENT = Experiment(
     "biases",
     "Biases or none: which cannot do anything, what are their gradients made of, and does training differ?",
     "Chowdhery et al. 2022 (PaLM)",
-    (8.0, 1.5),
+    (4.0, 0.6),
     carry_out,
 )

@@ -176,6 +176,6 @@ EXPERIMENT = Experiment(
     "depth-and-init",
     "How should depth scale the init, and do deep blocks still do anything after training?",
     "Wang et al. 2022 (DeepNet); Radford et al. 2019 (GPT-2); Sun et al. 2025",
-    (15.0, 2.5),
+    (10.0, 1.5),
     carry_out,
 )

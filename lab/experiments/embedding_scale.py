@@ -67,6 +67,6 @@ EXPERIMENT = Experiment(
     "embedding-scale",
     "Does the size of the embeddings matter for training, beyond the first gradients?",
     "Takase et al. 2023",
-    (8.0, 1.5),
+    (5.0, 0.7),
     carry_out,
 )

@@ -57,6 +57,6 @@ EXPERIMENT = Experiment(
     "glu",
     "Does a gate in the MLP help at equal parameters?",
     "Shazeer 2020",
-    (15.0, 2.0),
+    (15.0, 1.0),
     carry_out,
 )

@@ -79,6 +79,6 @@ EXPERIMENT = Experiment(
     "heads",
     "How many heads should share the width, and should they be as wide together as the stream?",
     "Vaswani et al. 2017",
-    (12.0, 1.5),
+    (12.0, 0.7),
     carry_out,
 )

@@ -76,6 +76,6 @@ EXPERIMENT = Experiment(
     "mlp-ratio",
     "How many hidden units should an MLP have for the width of the stream, at equal parameters?",
     "Kaplan et al. 2020",
-    (15.0, 2.0),
+    (12.0, 0.7),
     carry_out,
 )

@@ -78,6 +78,6 @@ EXPERIMENT = Experiment(
     "parallel",
     "Serial or parallel branches: do stream and gradients differ at init, and does training?",
     "Chowdhery et al. 2022 (PaLM)",
-    (6.0, 1.5),
+    (4.0, 0.6),
     carry_out,
 )

@@ -118,6 +118,6 @@ EXPERIMENT = Experiment(
     "placement-biases-depth",
     "Do norm placement, biases and depth act each on its own, or does one change what another does?",
     "Xiong et al. 2020; Chowdhery et al. 2022 (PaLM)",
-    (15.0, 2.0),
+    (11.0, 1.5),
     carry_out,
 )

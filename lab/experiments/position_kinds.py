@@ -155,6 +155,6 @@ EXPERIMENT = Experiment(
     "positions",
     "None, learned, sinusoidal, rotary or ALiBi: whose attention sees distances alone, and does training differ?",
     "Su et al. 2021 (RoFormer); Press et al. 2021",
-    (10.0, 2.0),
+    (8.0, 1.0),
     carry_out,
 )

@@ -93,6 +93,6 @@ EXPERIMENT = Experiment(
     "regularisation",
     "Dropout or weight decay: does either help on new text, and on text seen many times?",
     "Andriushchenko et al. 2023; Wortsman et al. 2023",
-    (18.0, 2.0),
+    (15.0, 1.0),
     carry_out,
 )

@@ -63,6 +63,6 @@ EXPERIMENT = Experiment(
     "repeated-data",
     "May data be repeated: what does seeing the same text again cost on text that was never seen?",
     "Muennighoff et al. 2023",
-    (10.0, 1.5),
+    (16.0, 1.2),
     carry_out,
 )

@@ -69,6 +69,6 @@ EXPERIMENT = Experiment(
     "shared-heads",
     "Multi-head, grouped or multi-query attention: does the stream change at init, and does quality at equal parameters?",
     "Shazeer 2019; Ainslie et al. 2023",
-    (8.0, 1.5),
+    (5.0, 0.8),
     carry_out,
 )

@@ -133,6 +133,6 @@ EXPERIMENT = Experiment(
     "stability-tricks",
     "What do z-loss, QK-norm and soft-cap hold at high learning rates, and what do they cost?",
     "Wortsman et al. 2023; Rybakov et al. 2024",
-    (12.0, 2.0),
+    (8.0, 1.0),
     carry_out,
 )
