@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pandas as pd
-from rheoscope.lab.choices import gap, small, trained
+from rheoscope.lab.design_choice import gap, small, trained
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_least, curve
 from rheoscope.lab.intervals import over_seeds
 from rheoscope.lab.learning_rates import at_best, loss_curves, rows_at_best

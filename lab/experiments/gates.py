@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rheoscope.lab.choices import as_large_as, gap, small_for_text, trained
+from rheoscope.lab.design_choice import as_large_as, gap, small_for_text, trained
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, within
 from rheoscope.lab.intervals import over_seeds
 from rheoscope.lab.learning_rates import at_best, loss_curves

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 from rheoscope.lab.architecture import Architecture
-from rheoscope.lab.choices import n_parameters, small_for_text, trained
+from rheoscope.lab.design_choice import n_parameters, small_for_text, trained
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_most, curve, within
 from rheoscope.lab.intervals import over_seeds
 from rheoscope.lab.learning_rates import at_best, increases, loss_curves

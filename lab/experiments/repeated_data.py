@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
-from rheoscope.lab.choices import RATES, RATES_QUICK, gap, small_for_text, small_run
+from rheoscope.lab.design_choice import RATES, RATES_QUICK, gap, small_for_text, small_run
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_least, curve
 from rheoscope.lab.intervals import over_seeds
 from rheoscope.lab.learning_rates import at_best, loss_curves, rows_at_best, swept

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 from rheoscope.lab.architecture import Architecture
-from rheoscope.lab.choices import as_large_as, gap, small, trained
+from rheoscope.lab.design_choice import as_large_as, gap, small, trained
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, curve, steps_of, within
 from rheoscope.lab.intervals import over_seeds
 from rheoscope.lab.learning_rates import at_best, loss_curves

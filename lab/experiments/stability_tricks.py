@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 from rheoscope.diagnostics.tables import Tables
-from rheoscope.lab.choices import gap, small, small_run
+from rheoscope.lab.design_choice import gap, small, small_run
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_least, at_most, curve
 from rheoscope.lab.intervals import Interval, over_seeds
 from rheoscope.lab.learning_rates import at_best, loss_curves, sensitivities, swept

@@ -18,7 +18,7 @@ from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab import run as runs
 from rheoscope.lab import sweep as sweeps
 from rheoscope.lab.architecture import Architecture
-from rheoscope.lab.choices import as_large_as, n_parameters
+from rheoscope.lab.design_choice import as_large_as, n_parameters
 from rheoscope.lab.experiment import Setting
 from rheoscope.lab.experiments import NAMES, experiment
 from rheoscope.lab.experiments.activations import FUNCTIONS, bottom, normal_share_below, share_beyond
