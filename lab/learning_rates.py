@@ -43,13 +43,17 @@ def swept(variants: Mapping[str, Run], rates: Sequence[float], setting: Setting)
     return pd.DataFrame(rows)
 
 
-def at_best(frame: pd.DataFrame) -> pd.DataFrame:
+def at_best(frame: pd.DataFrame, by: str = "last_loss") -> pd.DataFrame:
     """Return one row a variant, in their order: what a sweep over learning rates says of it.
 
     ``best_lr`` is that of the lowest mean last loss over seeds; ``loss`` the interval of the last loss there, ``loss_mean`` its
     mean; ``largest_stable_lr`` the largest up to which no seed diverges or loses half of what the best learned; ``sensitivity``
     the mean over learning rates of the last loss, at most chance, less the best (Wortsman et al. 2023, section 2.2);
     ``n_seeds``, ``n_parameters``, ``cpu_seconds`` a run and ``failed`` runs.
+
+    Args:
+        frame: of ``swept``.
+        by: the loss that is looked at: last_loss or held_out_loss.
     """
     rows = []
     for label in dict.fromkeys(frame["label"]):
@@ -58,9 +62,9 @@ def at_best(frame: pd.DataFrame) -> pd.DataFrame:
         if mine.empty:
             rows.append({"label": label, "failed": failed})
             continue
-        means = mine.groupby("lr")["last_loss"].mean()
+        means = mine.groupby("lr")[by].mean()
         best = float(means.idxmin())
-        loss = over_seeds(mine.loc[mine["lr"] == best, "last_loss"])
+        loss = over_seeds(mine.loc[mine["lr"] == best, by])
         rows.append(
             {
                 "label": label,
@@ -69,7 +73,7 @@ def at_best(frame: pd.DataFrame) -> pd.DataFrame:
                 "loss_mean": loss.mean,
                 "loss_low": loss.low,
                 "loss_high": loss.high,
-                "largest_stable_lr": _largest_stable(mine, loss.mean),
+                "largest_stable_lr": _largest_stable(mine, loss.mean, by),
                 "sensitivity": float((means - means.min()).mean()),
                 "n_seeds": loss.n,
                 "n_parameters": int(mine["n_parameters"].iloc[0]),
@@ -87,29 +91,42 @@ def sensitivities(frame: pd.DataFrame, label: str) -> list[float]:
     return [float((each - each.min()).mean()) for each in losses]
 
 
-def gaps(frame: pd.DataFrame, a: str, b: str) -> list[float]:
+def rows_at_best(frame: pd.DataFrame, label: str, by: str = "last_loss") -> pd.DataFrame:
+    """Return a variant's runs at its own best learning rate, one a seed, by seed; none where all of them failed."""
+    mine = frame[(frame["label"] == label) & (frame["error"] == "")]
+    best = None if mine.empty else mine.groupby("lr")[by].mean().idxmin()
+    return mine[mine["lr"] == best].set_index("seed").sort_index()
+
+
+def gaps(frame: pd.DataFrame, a: str, b: str, by: str = "last_loss") -> list[float]:
     """Return by how much variant ``a`` ends above ``b``, each at its own best learning rate, one value a seed, in nats."""
-    best = at_best(frame).set_index("label")["best_lr"]
-    last = {
-        label: frame[(frame["label"] == label) & (frame["lr"] == best[label]) & (frame["error"] == "")].set_index(
-            "seed"
-        )["last_loss"]
-        for label in (a, b)
+    last = [rows_at_best(frame, label, by)[by] for label in (a, b)]
+    return [float(gap) for gap in (last[0] - last[1]).dropna()]
+
+
+def increases(frame: pd.DataFrame, reference: str) -> dict[str, list[float]]:
+    """Return by how many per cent every other variant's held-out loss lies above the reference's, by seed, each at its best."""
+    losses = {label: rows_at_best(frame, label, "held_out_loss")["held_out_loss"] for label in frame["label"].unique()}
+    return {
+        label: [float(value) for value in 100 * (each / losses[reference] - 1)]
+        for label, each in losses.items()
+        if label != reference
     }
-    return [float(gap) for gap in (last[a] - last[b]).dropna()]
 
 
-def loss_curves(frame: pd.DataFrame, chart: str = "last loss (nats) against learning rate") -> pd.DataFrame:
+def loss_curves(
+    frame: pd.DataFrame, chart: str = "last loss (nats) against learning rate", by: str = "last_loss"
+) -> pd.DataFrame:
     """Return rows of a result's curves: last loss against learning rate, one line a variant."""
     lines = []
     for label in dict.fromkeys(frame["label"]):
         mine = frame[frame["label"] == label]
-        points = [(rate, over_seeds(mine.loc[mine["lr"] == rate, "last_loss"])) for rate in sorted(mine["lr"].unique())]
+        points = [(rate, over_seeds(mine.loc[mine["lr"] == rate, by])) for rate in sorted(mine["lr"].unique())]
         lines.append(curve(chart, label, points))
     return pd.concat(lines, ignore_index=True)
 
 
-def _largest_stable(rows: pd.DataFrame, best: float) -> float | None:
+def _largest_stable(rows: pd.DataFrame, best: float, by: str) -> float | None:
     """Return the largest learning rate up to which all are stable, from the best one on: those below it are slow.
 
     None where none learns anything.
@@ -118,11 +135,11 @@ def _largest_stable(rows: pd.DataFrame, best: float) -> float | None:
     if best > (1 - LEARNS) * chance:
         return None
     limit = best + (1 - STABLE_KEEPS) * (chance - best)
-    means = rows.groupby("lr")["last_loss"].mean()
+    means = rows.groupby("lr")[by].mean()
     stable = None
     for rate in sorted(rate for rate in rows["lr"].unique() if rate >= means.idxmin()):
         mine = rows[rows["lr"] == rate]
-        if mine["has_diverged"].any() or (mine["last_loss"] > limit).any():
+        if mine["has_diverged"].any() or (mine[by] > limit).any():
             break
         stable = float(rate)
     return stable

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .architecture import Architecture
-from .tasks import task
+from .tasks import HELD_OUT, task
 from .threads import one_thread
 from .transformer import ReferenceTransformer
 
 TAIL = 20  # steps whose mean loss is a run's last loss
+N_HELD_OUT = 16  # batches
 _OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -100,22 +101,24 @@ def carried_out(run: Run, folder: Path | None = None, on_step: Callable[[int], N
 
     Returns:
         ``first_loss``, ``last_loss`` (mean cross-entropy of the last 20 steps, at most chance), ``raw_last_loss``,
-        ``best_loss``, ``largest_gradient_norm``, ``has_diverged``, ``n_steps``, ``n_parameters``, ``cpu_seconds`` and
+        ``held_out_loss`` (without dropout, on what was never trained on; at most chance), ``best_loss``, ``first_gradient_norm``
+        and ``largest_gradient_norm`` (before clipping), ``has_diverged``, ``n_steps``, ``n_parameters``, ``cpu_seconds`` and
         ``recording``, a path or "".
     """
     with one_thread():
         torch.manual_seed(run.seed)
         model = ReferenceTransformer(run.architecture, seed=run.seed).train()
-        optimizer = _optimizer(run, model)
+        optimizer = optimizer_of(run, model)
         place = None if not run.every or folder is None else folder / run.key
         probe = None if place is None else attach(model, optimizer, every=run.every, folder=place, label=run.key)
         started = time.process_time()
         try:
-            losses, norms = _trained(run, model, optimizer, probe, on_step)
+            losses, norms = train_model(run, model, optimizer, probe, on_step)
         finally:
             if probe is not None:
                 probe.close()
         seconds = time.process_time() - started
+        kept_apart = math.nan if not math.isfinite(losses[-1]) else held_out_loss(run, model)
     finite = [loss for loss in losses if math.isfinite(loss)]
     tail = losses[-TAIL:]
     raw = sum(tail) / len(tail)
@@ -124,7 +127,9 @@ def carried_out(run: Run, folder: Path | None = None, on_step: Callable[[int], N
         "first_loss": losses[0],
         "last_loss": run.chance if has_diverged else min(raw, run.chance),
         "raw_last_loss": raw,
+        "held_out_loss": run.chance if has_diverged else min(kept_apart, run.chance),
         "best_loss": min(finite, default=math.nan),
+        "first_gradient_norm": norms[0],
         "largest_gradient_norm": max(norms),
         "has_diverged": has_diverged,
         "n_steps": len(losses),
@@ -134,17 +139,22 @@ def carried_out(run: Run, folder: Path | None = None, on_step: Callable[[int], N
     }
 
 
-def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer that ``run`` asks for."""
     if run.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay)
     betas = (run.momentum, run.beta_2)
     return torch.optim.AdamW(model.parameters(), run.lr, betas, eps=run.epsilon, weight_decay=run.weight_decay)
 
 
-def _trained(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Any, on_step: Callable[[int], None] | None
+def train_model(
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    probe: Any = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Return the cross-entropy and the gradient norm before clipping of every step."""
+    """Train ``model`` in place; return the cross-entropy and the gradient norm before clipping of every step."""
     design = run.architecture
     stream = task(run.task)(design.vocabulary, run.batch, design.context, run.seed)
     kept = [next(stream) for _ in range(run.n_batches)]
@@ -166,6 +176,19 @@ def _trained(
         if not math.isfinite(losses[-1]):
             break
     return losses, norms
+
+
+@torch.no_grad()
+def held_out_loss(run: Run, model: nn.Module) -> float:
+    """Return the mean cross-entropy, in nats, on batches of the task that no run trains on; dropout is off meanwhile."""
+    design, was_training = run.architecture, model.training
+    stream = task(run.task)(design.vocabulary, run.batch, design.context, HELD_OUT)
+    model.eval()
+    try:
+        kept = [next(stream) for _ in range(N_HELD_OUT)]
+        return sum(float(cross_entropy(model(batch[:, :-1]).logits, batch)) for batch in kept) / N_HELD_OUT
+    finally:
+        model.train(was_training)
 
 
 def cross_entropy(logits: Tensor, batch: Tensor) -> Tensor:

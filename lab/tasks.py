@@ -13,6 +13,7 @@ from .byte_pairs import token_batches
 from .corpus import batches
 
 RULE_HOLDS = 0.8  # share of tokens that follow the rule; the others are uniformly random
+HELD_OUT = -1  # a seed: batches that no other seed gives
 BACK = 2  # which earlier token the rule looks at
 
 Batches = Iterator[Tensor]
@@ -24,6 +25,8 @@ def task(name: str) -> Callable[[int, int, int, int], Batches]:
     ``recall``: each token is a fixed permutation of the one before the last, four times in five. ``text``: bytes of the standard
     library's source. ``bpe``: the same in byte pairs, of a vocabulary of the given size that is trained on it. ``zipf``:
     independent tokens, the k-th as frequent as 1 / k. ``uniform``: independent and equally frequent.
+
+    The seed HELD_OUT gives batches apart from all others: of text, from its part that is kept apart.
 
     Raises:
         LabError: there is no such task.
@@ -54,7 +57,7 @@ def _recall(vocabulary: int, batch_size: int, length: int, seed: int) -> Batches
 def _text(vocabulary: int, batch_size: int, length: int, seed: int) -> Batches:
     if vocabulary < 256:
         raise LabError(f"Expected a vocabulary of at least 256, the bytes, for the task text, got {vocabulary}.")
-    return batches(batch_size, length, seed)
+    return batches(batch_size, length, seed, held_out=seed == HELD_OUT)
 
 
 def _zipf(vocabulary: int, batch_size: int, length: int, seed: int) -> Batches:
