@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
 from multiprocessing import get_context
@@ -63,7 +63,15 @@ def sweep(
             done[key] = row
             if on_progress:
                 on_progress(len(done), len(wanted), str(row.get("error") or f"loss {row['last_loss']:.3f}"))
-    return pd.DataFrame([{"key": run.key, **described(run), **done[run.key]} for run in wanted.values()])
+    return pd.DataFrame(
+        [{"key": run.key, **described(run), **_placed(done[run.key], folder)} for run in wanted.values()]
+    )
+
+
+def _placed(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a result whose recording is where the folder is now: it may have been moved, or be given from elsewhere."""
+    recording = row.get("recording")
+    return {**row, "recording": str(folder / Path(recording).name)} if recording else dict(row)
 
 
 def _results(runs: Sequence[Run], folder: Path, executor: Executor | None) -> Any:

@@ -161,6 +161,16 @@ def test_a_run_under_probes_leaves_a_recording_and_trains_the_same(tmp_path: Pat
     assert Recording.load(probed["recording"]).table("steps")["step"].tolist() == list(range(6))
 
 
+def test_recordings_are_found_where_the_folder_is_now(tmp_path: Path) -> None:
+    run = replace(RUNS[0], every=3)
+    sweep([run], tmp_path / "first", executor=Here())
+    (tmp_path / "first").rename(tmp_path / "moved")
+
+    frame = sweep([run], tmp_path / "moved", executor=Here())
+
+    assert len(Recording.load(frame.loc[0, "recording"]).table("steps")) == run.n_steps
+
+
 def test_every_variant_is_judged_at_its_own_best_learning_rate(tmp_path: Path) -> None:
     setting = Setting(tmp_path, seeds=(0, 1), executor=Here())
     variants = {"pre": RUNS[0], "none": replace(RUNS[0], architecture=replace(TINY, norm_placement="none"))}
