@@ -15,9 +15,9 @@ from rich.progress import Progress
 HEAD = """# What the lab measured, beside what is published
 
 Written by `make lab`: every experiment of `rheoscope lab list` at its quick size ({seeds} seeds, few learning rates),
-{minutes:.0f} minutes of wall time in all. *Agrees*: the 95 % interval over seeds lies in the range that the published result
-allows. *Differs*: it lies outside. *Not settled at this scale*: it lies on both sides of the range's end, or the effect is known
-to need more than such a run.
+{minutes:.0f} minutes of wall time, in which runs that stood in the folder from before were not carried out again. *Agrees*: the
+95 % interval over seeds lies in the range that the published result allows. *Differs*: it lies outside. *Not settled at this
+scale*: it lies on both sides of the range's end, or the effect is known to need more than such a run.
 """
 
 
