@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browsers import CHROMIUM, MISSING, visit
+from browsers import CHROMIUM, MISSING, bring_into_view, visit
 from playwright.sync_api import Browser
 from rheoscope.probes.recording import Recording
 from rheoscope.reports.report import write_report
@@ -227,7 +227,7 @@ def test_a_name_from_right_to_left_stays_in_its_place(check_up: Recording, brows
     assert "\u202e" not in opened.page.content()
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     opened.page.locator("#block").select_option("1")
-    opened.page.locator("[data-figure=gradient-heatmap]").scroll_into_view_if_needed()
+    bring_into_view(opened.page.locator("[data-figure=gradient-heatmap]").element_handle())
     opened.page.wait_for_timeout(300)
     framed = opened.page.evaluate("document.querySelector('[data-figure=gradient-heatmap]').layout.shapes.length")
     assert framed == 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsers import CHROMIUM, MISSING, visit
+from browsers import CHROMIUM, MISSING, bring_into_view, visit
 from playwright.sync_api import Browser, Page
 from rheoscope.diagnostics.comparison import Comparison
 from rheoscope.probes.recording import Recording
@@ -47,7 +47,7 @@ def nothing_chosen(opened: Page) -> Iterator[None]:
 def shapes(page: Page) -> dict[str, list[list[object]]]:
     """Return the frames around blocks, by chart, once each chart has come into sight."""
     for chart in page.query_selector_all(".chart"):
-        chart.scroll_into_view_if_needed()
+        bring_into_view(chart)
         page.evaluate(SETTLED)
     found: dict[str, list[list[object]]] = page.evaluate(SHAPES)
     return found
@@ -68,7 +68,7 @@ def test_the_keyboard_moves_every_profile_to_another_step(opened: Page, run: Rec
     assert opened.locator("#step-shown").inner_text() == "2"
     assert opened.locator("#step").get_attribute("aria-valuetext") == "step 2"
     for key, direction in (("gradient-by-depth", "backward"), ("state-by-depth", "forward")):
-        opened.locator(f"[data-figure={key}]").scroll_into_view_if_needed()
+        bring_into_view(opened.locator(f"[data-figure={key}]").element_handle())
         opened.evaluate(SETTLED)
         [[name, values]] = opened.evaluate(BOLD, key)
         assert name == "step 2 (chosen)"
@@ -118,7 +118,7 @@ def test_the_keyboard_chooses_a_block_in_the_column(opened: Page) -> None:
 
 def test_a_click_on_a_heatmap_row_or_a_table_row_chooses_its_block(opened: Page) -> None:
     chart = opened.locator("[data-figure=update-ratio]")
-    chart.scroll_into_view_if_needed()
+    bring_into_view(chart.element_handle())
     box = chart.locator(".nsewdrag").first.bounding_box()
     assert box
     # Four blocks, block 0 at the bottom: the top quarter is block 3.
@@ -161,7 +161,7 @@ def test_a_strange_address_does_no_harm(address: str, pages: dict[str, Path], br
     page.on("pageerror", lambda error: logged.append(str(error)))
     page.goto(f"{pages['run'].as_uri()}#{address}")
     page.wait_for_selector("html[data-ready=yes]")
-    page.locator(".chart").first.scroll_into_view_if_needed()
+    bring_into_view(page.locator(".chart").first.element_handle())
     page.wait_for_selector(".chart[data-drawn=yes]")
 
     assert logged == []
