@@ -54,7 +54,20 @@ def carry_out(setting: Setting) -> Result:
     best["growth of E|x|^2 / d a block at init (std .02)"] = [
         str(_slope(growth[place, STDS[0]])) for place in PLACEMENTS
     ]
-    claims = [
+    lines = [
+        curve(
+            "E|x|^2 / d against block at init (std .02)",
+            words,
+            [(k, over_seeds(each)) for k, each in enumerate(zip(*growth[place, STDS[0]], strict=True))],
+        )
+        for place, words in PLACEMENTS.items()
+    ]
+    claims = [*_claims_at_init(growth, scaled), *_claims_of_training(frame, is_quick=setting.is_quick)]
+    return Result(tuple(claims), best, pd.concat([*lines, loss_curves(frame)], ignore_index=True))
+
+
+def _claims_at_init(growth: dict[tuple[str, float], list[list[float]]], scaled: dict[str, list[float]]) -> list[Claim]:
+    found = [
         Claim(
             f"growth of E|x|^2 / d a block, {PLACEMENTS[place]}, init {std:g}",
             _slope(values),
@@ -69,7 +82,7 @@ def carry_out(setting: Setting) -> Result:
         math.sqrt(large[-1] / small[-1])
         for small, large in zip(growth["pre", STDS[0]], growth["pre", STDS[1]], strict=True)
     ]
-    claims += [
+    found += [
         Claim(
             "RMS of the last state with three times the init over that with one, pre-norm",
             over_seeds(ratios),
@@ -91,6 +104,12 @@ def carry_out(setting: Setting) -> Result:
             PERI,
             (0.3, math.inf),
         ),
+    ]
+    return found
+
+
+def _claims_of_training(frame: pd.DataFrame, *, is_quick: bool) -> list[Claim]:
+    return [
         Claim(
             "best loss of double norm less pre-norm, nats",
             over_seeds(gaps(frame, "double norm", "pre-norm")),
@@ -103,18 +122,9 @@ def carry_out(setting: Setting) -> Result:
             over_seeds(gaps(frame, "reordered norm", "pre-norm")),
             "about 0",
             "OLMo 2 (arXiv:2501.00656)",
-            None if setting.is_quick else at_most(0.3),
+            None if is_quick else at_most(0.3),
         ),
     ]
-    lines = [
-        curve(
-            "E|x|^2 / d against block at init (std .02)",
-            words,
-            [(k, over_seeds(each)) for k, each in enumerate(zip(*growth[place, STDS[0]], strict=True))],
-        )
-        for place, words in PLACEMENTS.items()
-    ]
-    return Result(tuple(claims), best, pd.concat([*lines, loss_curves(frame)], ignore_index=True))
 
 
 def _stream(design: Architecture, seed: int) -> list[float]:
