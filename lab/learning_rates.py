@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,11 +11,8 @@ import pandas as pd
 from .experiment import Setting, curve
 from .intervals import over_seeds
 from .run import Run
+from .stability import largest_stable
 from .sweep import sweep
-
-# A learning rate is stable where no seed loses this share of what the best one has learned (chance less its last loss).
-STABLE_KEEPS = 0.5
-LEARNS = 0.05  # share of chance by which the best loss must lie below it, or nothing was learned at any rate
 
 
 def swept(variants: Mapping[str, Run], rates: Sequence[float], setting: Setting) -> pd.DataFrame:
@@ -73,7 +71,7 @@ def at_best(frame: pd.DataFrame, by: str = "last_loss") -> pd.DataFrame:
                 "loss_mean": loss.mean,
                 "loss_low": loss.low,
                 "loss_high": loss.high,
-                "largest_stable_lr": _largest_stable(mine, loss.mean, by),
+                "largest_stable_lr": largest_stable(_by_rate(mine, by), float(mine["chance"].iloc[0])),
                 "sensitivity": float((means - means.min()).mean()),
                 "n_seeds": loss.n,
                 "n_parameters": int(mine["n_parameters"].iloc[0]),
@@ -126,20 +124,7 @@ def loss_curves(
     return pd.concat(lines, ignore_index=True)
 
 
-def _largest_stable(rows: pd.DataFrame, best: float, by: str) -> float | None:
-    """Return the largest learning rate up to which all are stable, from the best one on: those below it are slow.
-
-    None where none learns anything.
-    """
-    chance = float(rows["chance"].iloc[0])
-    if best > (1 - LEARNS) * chance:
-        return None
-    limit = best + (1 - STABLE_KEEPS) * (chance - best)
-    means = rows.groupby("lr")[by].mean()
-    stable = None
-    for rate in sorted(rate for rate in rows["lr"].unique() if rate >= means.idxmin()):
-        mine = rows[rows["lr"] == rate]
-        if mine["has_diverged"].any() or (mine[by] > limit).any():
-            break
-        stable = float(rate)
-    return stable
+def _by_rate(rows: pd.DataFrame, by: str) -> dict[float, list[float]]:
+    """Return the last losses by learning rate; infinite where a run diverged."""
+    losses = rows[by].where(~rows["has_diverged"].astype(bool), math.inf)
+    return {float(rate): losses[rows["lr"] == rate].tolist() for rate in rows["lr"].unique()}

@@ -16,12 +16,12 @@ from torch import nn
 
 from .power_law import power_law
 from .short_run import MakeOptimizer, adamw, again, short_run
+from .stability import largest_stable
 from .threads import one_thread
 
 Make = Callable[[int, int], tuple[nn.Module, Batch]]
 OnProgress = Callable[[int, int, str], None]
 ADAM_EPSILON = 1e-8
-LOSES = 0.5  # of what the best learning rate learns: a rate at which a run loses that much is not stable
 # What is carried on, and the limit that it must not pass: above or below.
 LIMITS = {
     "largest attention logit": (1e4, "above it training fails (Wortsman et al. 2023, section 3.1)"),
@@ -132,18 +132,13 @@ def _run(rate: float, losses: list[float], recording: Recording) -> dict[str, fl
 
 
 def _of_size(runs: pd.DataFrame) -> dict[str, float]:
-    """Return the quantities at the best learning rate, and the largest stable one: up to it no seed loses half of it."""
-    means = {rate: float(runs.loc[runs["rate"] == rate, "last"].mean()) for rate in sorted(runs["rate"].unique())}
-    best, first = min(means, key=lambda rate: means[rate]), float(runs["first"].mean())
-    limit = means[best] + LOSES * (first - means[best])
-    stable = math.nan
-    for rate in (rate for rate in means if rate >= best):
-        if (runs.loc[runs["rate"] == rate, "last"] > limit).any():
-            break
-        stable = float(rate)
+    """Return the quantities at the best learning rate, and the largest stable one."""
+    losses = {float(rate): runs.loc[runs["rate"] == rate, "last"].tolist() for rate in runs["rate"].unique()}
+    best = min(losses, key=lambda rate: math.fsum(losses[rate]))
+    stable = largest_stable(losses, float(runs["first"].mean()))
     at_best = runs[runs["rate"] == best].mean()
     found = {name: float(at_best[name]) for name in LIMITS if name in at_best}
-    return {"best learning rate": best, **found, "largest stable learning rate": stable}
+    return {"best learning rate": best, **found, "largest stable learning rate": math.nan if stable is None else stable}
 
 
 def _predicted(measured: pd.DataFrame, name: str, n_parameters: int) -> dict[str, object]:

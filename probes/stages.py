@@ -59,6 +59,7 @@ class Chunks:
         """Watch the pipeline around ``model``, where there is one."""
         self._holder = _holder(model)
         self._run: Any = getattr(self._holder, "forward_one_chunk", None)
+        self._before = vars(self._holder).get("forward_one_chunk") if self._run is not None else None
         self._is_on = self._run is None
         if self._run is not None:
             self._holder.forward_one_chunk = self._watched
@@ -69,9 +70,13 @@ class Chunks:
         return self._is_on
 
     def close(self) -> None:
-        """Watch no longer."""
-        if self._run is not None and self._holder.__dict__.get("forward_one_chunk") == self._watched:
+        """Watch no longer; whoever watched before goes on."""
+        if self._run is None or vars(self._holder).get("forward_one_chunk") != self._watched:
+            return
+        if self._before is None:
             del self._holder.forward_one_chunk
+        else:
+            self._holder.forward_one_chunk = self._before
 
     def _watched(self, *args: Any, **kwargs: Any) -> Any:
         self._is_on = True

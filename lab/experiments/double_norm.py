@@ -11,6 +11,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_most, curve, steps_of, within
 from rheoscope.lab.intervals import Interval, over_seeds
 from rheoscope.lab.learning_rates import at_best, gaps, loss_curves, swept
+from rheoscope.lab.measured import stream
 from rheoscope.lab.run import Run
 from rheoscope.lab.tasks import task
 from rheoscope.lab.threads import one_thread
@@ -38,7 +39,8 @@ def carry_out(setting: Setting) -> Result:
                 growth[place, std] = []
                 for seed in setting.seeds_at_init:
                     begin(f"{PLACEMENTS[place]}, init {std:g}, seed {seed}")
-                    growth[place, std].append(_stream(replace(BASE, norm_placement=place, init_std=std), seed))
+                    design = replace(BASE, norm_placement=place, init_std=std)
+                    growth[place, std].append([size**2 for size in stream(design, seed, batch_size=8)[0]])
         scaled: dict[str, list[float]] = {}
         for place in ("pre", "double"):
             scaled[place] = []
@@ -125,19 +127,6 @@ def _claims_of_training(frame: pd.DataFrame, *, is_quick: bool) -> list[Claim]:
             None if is_quick else at_most(0.3),
         ),
     ]
-
-
-def _stream(design: Architecture, seed: int) -> list[float]:
-    """Return the mean square of the stream before the first block and behind every one."""
-    model = ReferenceTransformer(design, seed=seed)
-    tokens = next(task("uniform")(design.vocabulary, 8, design.context - 1, seed))
-    with torch.no_grad():
-        x = model.token_embedding(tokens)
-        found = [float(x.square().mean())]
-        for block in model.blocks:
-            x = block(x)
-            found.append(float(x.square().mean()))
-    return found
 
 
 def _gradient_when_scaled(design: Architecture, seed: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.experiment import Setting
 from rheoscope.lab.learning_rates import at_best, loss_curves, swept
 from rheoscope.lab.run import Run, carried_out
+from rheoscope.lab.stability import largest_stable
 from rheoscope.lab.sweep import RESULTS, sweep
 from rheoscope.lab.tasks import floor_of_recall, task
 from rheoscope.probes.errors import LabError
@@ -185,6 +187,14 @@ def test_every_variant_is_judged_at_its_own_best_learning_rate(tmp_path: Path) -
         assert row.loss_mean == pytest.approx(mine.min())
         assert row.sensitivity == pytest.approx((mine - mine.min()).mean())
     assert set(loss_curves(frame)["series"]) == {"pre", "none"}
+
+
+def test_the_largest_stable_rate_is_the_last_before_half_of_what_was_learned_is_lost() -> None:
+    losses = {1e-3: [3.0, 3.2], 1e-2: [1.0, 1.2], 3e-2: [1.4, 2.4], 1e-1: [1.1, 2.7], 1.0: [1.2, 1.2]}
+
+    assert largest_stable(losses, untrained=4.1) == 3e-2  # the limit is 2.6; beyond a rate that fails none counts
+    assert largest_stable({1e-3: [4.0], 1e-2: [math.inf]}, untrained=4.1) is None  # nothing is learned
+    assert largest_stable({1e-3: [1.0, math.inf], 1e-2: [2.0, 2.0]}, untrained=4.1) == 1e-2
 
 
 def test_the_task_has_the_floor_that_is_claimed() -> None:
