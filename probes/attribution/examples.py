@@ -1,0 +1,55 @@
+"""Take a batch apart into its examples, where that does not change what the model makes of them."""
+
+from __future__ import annotations
+
+import torch
+from rheoscope.probes.batches import Arguments, Batch, arguments, call, tensors
+from rheoscope.probes.errors import BatchError
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+ALIKE = 1e-3  # of the output's size: how far an example alone may be from its row in the batch
+
+
+def examples(model: nn.Module, batch: Batch) -> list[Arguments]:
+    """Return a batch's examples, each as a batch of one; none where they cannot be told apart.
+
+    Every tensor that is as long as the first one is cut; the first and last example alone must give what they give in the batch.
+    Costs three forwards without gradients. Call it inside ``at_rest(model)``.
+    """
+    size = batch_size(batch)
+    if size < 2:
+        return []
+    positional, keywords = arguments(batch)
+
+    def cut(row: int) -> Arguments:
+        def one(value: object) -> object:
+            is_cut = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
+            return value[row : row + 1] if is_cut else value  # type: ignore[index]
+
+        return Arguments(*tree_map(one, (positional, keywords)))
+
+    found = [cut(row) for row in range(size)]
+    return found if all(_is_same(model, batch, found[row], row, size) for row in (0, size - 1)) else []
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the length of the batch's first tensor that has one, 0 without."""
+    return next((tensor.shape[0] for _, tensor in tensors(arguments(batch)) if tensor.dim() > 1), 0)
+
+
+def _is_same(model: nn.Module, batch: Batch, example: Arguments, row: int, size: int) -> bool:
+    with torch.no_grad():
+        try:
+            whole, alone = (_rows(call(model, each), n) for each, n in ((batch, size), (example, 1)))
+        except BatchError:
+            return False
+    if whole is None or alone is None or whole.shape[1:] != alone.shape[1:]:
+        return False
+    return float((whole[row] - alone[0]).norm()) <= ALIKE * float(whole[row].norm())
+
+
+def _rows(output: object, size: int) -> Tensor | None:
+    """Return the first floating tensor of the output that has one row an example."""
+    found = (t for _, t in tensors(output) if t.is_floating_point() and t.dim() > 1 and t.shape[0] == size)
+    return next(found, None)
