@@ -7,7 +7,7 @@ than the curvature allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from .anatomy import Anatomy
 from .batches import Arguments, call
 from .compiled import compilation
-from .desk import Desk, Event
+from .desk import Desk, Event, MakeDesk
 from .door import Door
 from .host_copies import ScalarCopies
 from .losses import default_loss
@@ -42,8 +42,6 @@ COMPILED = (
     "Decrease ratios are not measured: the model is compiled, and the same forward cannot be run beside its graph."
 )
 FAILED = "Decrease ratios are not measured from step {} on: {}: {}"
-
-MakeDesk = Callable[[Event, Event], Desk]
 
 
 def with_overshoot(

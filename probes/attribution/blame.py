@@ -7,7 +7,7 @@ parameter has its share of it (Lan et al. 2019, "LCA: Loss Change Allocation for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from rheoscope.probes.losses import LossFunction
 from rheoscope.probes.wrappers import bare, own_name
 from torch import Tensor, nn
 
-from .conditions import LossOf, at_rest, loss_of, widened
+from .conditions import at_rest, loss_of, widened
 from .cost import Meter, OnProgress
 from .memory import free_bytes
 from .parts import Place, block_name, depths_of, parameter_parts, place_row, ranked
@@ -95,38 +95,72 @@ def attribute_update(
         DiscoveryError: the model has no residual stream.
     """
     model = bare(model)
-    found = discover(model, batch) if anatomy is None else anatomy
-    moves = _moves(model, found, _named(before), _named(model if after is None else after))
+    return update_between(
+        model,
+        [batch],
+        before,
+        model if after is None else after,
+        previous=[] if previous_batch is None else [previous_batch],
+        loss_fn=loss_fn,
+        anatomy=discover(model, batch) if anatomy is None else anatomy,
+        n_points=n_points,
+        top=top,
+        step=step,
+        on_progress=on_progress,
+        seconds=seconds,
+    )
+
+
+def update_between(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    before: Weights | nn.Module,
+    after: Weights | nn.Module,
+    *,
+    previous: Sequence[Batch],
+    anatomy: Anatomy,
+    loss_fn: LossFunction | None = None,
+    n_points: int | None = None,
+    top: int | None = None,
+    step: int | None = None,
+    on_progress: OnProgress | None = None,
+    seconds: float = SECONDS,
+) -> Attribution:
+    """Do what ``attribute_update`` does, for the mean loss of several micro-batches."""
+    moves = _moves(model, anatomy, _named(before), _named(after))
     device = moves[0].after.device
     if top is None and _is_short(moves, device):
         top = TOP
     chosen, others = _chosen(moves, top)
     n_bytes = 4 * sum(move.after.numel() for move in chosen)
-    extra = (2 if previous_batch is not None else 0) + (1 if others else 0)
-    meter = Meter("attribution of an update", n_passes(n_points) + extra, n_bytes, on_progress)
+    n_extra = bool(previous) + bool(others)
+    meter = Meter("attribution of an update", n_passes(n_points) + n_extra, n_bytes, on_progress)
     with at_rest(model):
-        wide = widened(batch)
         held = {move.name: move.after.float() for move in moves}
-        loss = _Loss(model, wide, loss_of(wide, loss_fn), chosen, held)
-        whole = integral(loss, len(chosen), meter, n_points=n_points, device=device, seconds=seconds)
         old = {move.name: move.before.float() for move in moves}
+        loss = _Loss(model, batches, loss_fn, chosen, held)
+        whole = integral(loss, len(chosen), meter, n_points=n_points, device=device, seconds=seconds)
         with torch.no_grad():
             start = meter.run(lambda: float(loss.at(old))) if others else whole.closed
-            switched = None
-            if previous_batch is not None:
-                earlier = widened(previous_batch)
-                other = _Loss(model, earlier, loss_of(earlier, loss_fn), [], {})
-                switched = start - meter.run(lambda: float(other.at(old)))
-    depths = depths_of(found)
-    return _told(whole, chosen, others, start, switched, step, depths, meter)
+            other = _Loss(model, previous, loss_fn, [], {})
+            switched = start - meter.run(lambda: float(other.at(old))) if previous else None
+    return _told(whole, chosen, others, start, switched, step, depths_of(anatomy), meter)
 
 
 class _Loss:
-    """The loss of one batch as a function of the gates of the moves."""
+    """The mean loss of batches as a function of the gates of the moves."""
 
-    def __init__(self, model: nn.Module, batch: Batch, of: LossOf, moves: list[_Move], held: dict[str, Tensor]) -> None:
-        self._model, self._batch, self._of = model, batch, of
-        self._moves, self._held = moves, held
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        loss_fn: LossFunction | None,
+        moves: list[_Move],
+        held: dict[str, Tensor],
+    ) -> None:
+        self._model, self._moves, self._held = model, moves, held
+        wide = [widened(batch) for batch in batches]
+        self._batches = [(batch, loss_of(batch, loss_fn)) for batch in wide]
 
     def __call__(self, gates: Tensor) -> Tensor:
         """Return the loss with each weight so far on its way."""
@@ -138,7 +172,8 @@ class _Loss:
 
     def at(self, weights: dict[str, Tensor]) -> Tensor:
         """Return the loss at these weights."""
-        return self._of(call(WithWeights(self._model, weights), self._batch))
+        model = WithWeights(self._model, weights)
+        return torch.stack([of(call(model, batch)) for batch, of in self._batches]).mean()
 
 
 def _named(weights: Weights | nn.Module) -> dict[str, Tensor]:
@@ -213,6 +248,7 @@ def _told(
     if others:
         # By difference: what the others did before those looked at moved.
         rows.append({"method": "update", **place_row((0, -1, "others")), "value": whole.closed - start, **shared})
+    rows.append({"method": "loss", **place_row((0, -1, "")), "value": whole.opened, "step": step})
     if switched is not None:
         rows.append({"method": "batch", **place_row((0, -1, "")), "value": switched, "step": step})
     blocks: dict[tuple[int, int], float] = {}
