@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy
@@ -145,7 +143,7 @@ class BlameDesk:
             return
         rows = [dict(row) for row in found.rows]
         told = f"Spike of step {step}. {found}"
-        own = next(row["value"] for row in rows if row["method"] == "loss")
+        own = next(row["value"] for row in rows if row["method"] == "loss_after")
         if loss is not None and abs(loss - own) > ALIKE * abs(loss):
             told += " " + OTHER.format(loss, own)
         names = dict.fromkeys(name for row in rows for name in row)

@@ -248,7 +248,7 @@ def _told(
     if others:
         # By difference: what the others did before those looked at moved.
         rows.append({"method": "update", **place_row((0, -1, "others")), "value": whole.closed - start, **shared})
-    rows.append({"method": "loss", **place_row((0, -1, "")), "value": whole.opened, "step": step})
+    rows.append({"method": "loss_after", **place_row((0, -1, "")), "value": whole.opened, "step": step})
     if switched is not None:
         rows.append({"method": "batch", **place_row((0, -1, "")), "value": switched, "step": step})
     blocks: dict[tuple[int, int], float] = {}
