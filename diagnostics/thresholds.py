@@ -49,6 +49,9 @@ LEAST_BLOCKS = 4  # below this a slope has no degrees of freedom to speak of
 # one class share it exactly, and a fault of one per cent is to be found.
 SCALE_ALIKE = 1e-3
 SCALE_APART = 5e-3
+# Every how many blocks published models turn queries otherwise, the last of each such run: 4 in Llama 4, SmolLM3 and Cohere 2
+# (no rotation there), 6 in Gemma 3 (another base). Where one block alone does so and could be the first of these, it is a remark.
+PATTERNS_OF_POSITIONS = (4, 6)
 FEWEST_LOGIT_SCALES = 4  # blocks: of four, three attention factors may agree by chance where each block has its own
 
 # A block stands apart from its siblings outside their range by that range again, this many times (in logarithms), and by a ratio

@@ -30,8 +30,11 @@ from .pending import Pending
 from .recording import Recording
 from .relations import RelationTaps
 from .repeatability import repeatability, without_spoiled
+from .rotation import rotation
 from .running import place_of
 from .schema import TABLES
+from .shifts import shift_points, shifts
+from .silent_heads import silent_heads
 from .skip_path import skip_path
 from .taps import Taps
 from .terms import term_conservation
@@ -99,7 +102,7 @@ def examine(
             hidden += [told] if told else []
             taps.relations.write(log.append)
         norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
-        identities = [*_ledger(anatomy), *_checked(model, batch, anatomy, loss_fn, seed)]
+        identities = [*_ledger(anatomy), *silent_heads(model, anatomy), *_checked(model, batch, anatomy, loss_fn, seed)]
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
             identities += _origin(model, batch, anatomy, loss_fn)
     step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}
@@ -120,7 +123,10 @@ def _checked(
     def loss_of(output: Any) -> Tensor:
         return _loss_of(output, batch, loss_fn)
 
-    asked = (visible_points(anatomy), write_points(model, anatomy), norm_points(model, anatomy), bf16_points(anatomy))
+    asked = (
+        *(visible_points(anatomy), shift_points(anatomy), bf16_points(anatomy)),
+        *(write_points(model, anatomy), norm_points(model, anatomy)),
+    )
     still = seen_in(model, batch, set[Point]().union(*asked))
     rows = [
         *repeatability(model, batch, anatomy, still),
@@ -131,7 +137,9 @@ def _checked(
         *visibility(model, batch, anatomy, still, seed=seed),
         *loss_gradient(model, batch, anatomy, loss_of),
         *logit_scale(model, batch, anatomy),
+        *rotation(model, batch, anatomy),
         *write_scale(model, anatomy, still),
+        *shifts(anatomy, still),
         *norms_alone(model, anatomy, still, seed=seed),
         *bf16_error(model, batch, anatomy, still),
         *dropped(model, batch, anatomy),
