@@ -22,6 +22,7 @@ from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
 from .spike_blame import with_blame
+from .spikes.keeping import with_bundles
 from .stage_writer import StageWriter
 from .stages import stage_of
 from .wrappers import bare
@@ -46,6 +47,7 @@ def attach(
     stage: tuple[int, int] | None = None,
     curvature: bool = False,
     blame: bool = False,
+    bundle: bool = False,
 ) -> Probe:
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
@@ -83,6 +85,10 @@ def attach(
             (table attributions, event ``blame``). Costs three copies of the weights, the time of one a step, and at a spike some
             20 forwards and backwards of its batch, in evaluation and float32; on one process alone, for losses that the model's
             output gives.
+        bundle: keep weights, optimizer state, batches and random state of the last steps, and where the loss spikes write what it
+            began with into the folder ``spikes`` of the recording, weights and batches included: ``bisect`` finds in it which
+            change removes the spike. Costs two copies of weights and optimizer state, made every fourth step; on one process
+            alone, with an optimizer.
         attention: whether the exact logits of attention are measured per head; without, only their bound is.
 
     Returns:
@@ -113,6 +119,8 @@ def attach(
         desk = with_overshoot(desk, bare(model), optimizer, sampler)
     if blame:
         desk = with_blame(desk, bare(model), writer, sampler)
+    if bundle and optimizer:
+        desk = with_bundles(desk, bare(model), optimizer, sampler, Path(folder) / "spikes")
     return Probe(
         model,
         optimizer or None,
