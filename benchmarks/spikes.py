@@ -100,9 +100,10 @@ def spiked(cause: str, seed: int, folder: Path) -> Bisection | None:
     planted = PLANTS[cause][1]
     if planted is low_precision:
         _blow_up(model.blocks[chance.randrange(len(model.blocks))], chance.uniform(1e6, 1e7))
+    lr = chance.choice((0.03, 0.1)) if planted is nothing else 2e-3
     optimizer = torch.optim.AdamW(
         _groups(model, chance),
-        lr=chance.choice((0.03, 0.1)) if planted is nothing else 2e-3,
+        lr=lr,
         betas=(0.9, 0.95),
         weight_decay=0.01,
     )
@@ -151,11 +152,11 @@ def _groups(model: nn.Module, chance: random.Random) -> list[dict[str, Any]]:
 HEAD = """# Spikes with a planted cause
 
 Written by `python benchmarks/spikes.py docs/spikes.md`. Reference transformers of five designs (4 blocks, 32 wide) learn the
-standard library's source for {after} steps by AdamW, with and without clipping, their parameters grouped by kind or by block; then
-something is planted: every learning rate times 30 to 100, one parameter group's times 100 or 300, one batch that is no text, or
-forwards in 16 bits where a hidden layer does not fit. Others train at a learning rate of .03 or .1 from the start. A run counts
-when its loss spikes, by step {last}. *Removed*: `bisect` found a change that removes the spike. *Named*: the cause that it
-names is the one planted. Shares with 95 % Wilson intervals.
+standard library's source for {after} steps by AdamW, with and without clipping, their parameters grouped by kind or by block;
+then something is planted: every learning rate times 30 to 100, one parameter group's times 100 or 300, one batch that is no
+text, or forwards in 16 bits where a hidden layer does not fit. Others train at a learning rate of .03 or .1 from the start. A
+run counts when its loss spikes, by step {last}. *Removed*: `bisect` found a change that removes the spike. *Named*: the cause
+that it names is the one planted. Shares with 95 % Wilson intervals.
 
 | planted | spikes | removed | named | named otherwise |
 |---|---|---|---|---|

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from rheoscope.probes.errors import RheoscopeError
     from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
+    from rheoscope.probes.spikes.bisection import Bisection, bisect
     from rheoscope.reports.report import write_report
 
 __all__ = [
     "Anatomy",
     "Attribution",
+    "Bisection",
     "Comparison",
     "Cycle",
     "Diagnosis",
@@ -45,6 +47,7 @@ __all__ = [
     "RheoscopeError",
     "attach",
     "attribute_update",
+    "bisect",
     "compare",
     "coordinate_check",
     "diagnose",
@@ -61,6 +64,7 @@ __all__ = [
 _HOMES = {
     "Anatomy": "probes.anatomy",
     "Attribution": "probes.attribution.result",
+    "Bisection": "probes.spikes.bisection",
     "Comparison": "diagnostics.comparison",
     "Cycle": "probes.recorder",
     "Diagnosis": "diagnostics.diagnosis",
@@ -70,6 +74,7 @@ _HOMES = {
     "RheoscopeError": "probes.errors",
     "attach": "probes.recorder",
     "attribute_update": "probes.attribution.blame",
+    "bisect": "probes.spikes.bisection",
     "compare": "diagnostics.comparison",
     "coordinate_check": "lab.coordinates",
     "diagnose": "diagnostics.diagnosis",

@@ -125,7 +125,7 @@ class Sampler:
         is_on: whether the step chosen last is sampled.
         until: the last step that is sampled because of an event.
         nonfinite: the step whose loss or gradient norm was the first that is not finite; whoever reads it takes it away.
-        spiked: the step whose loss was the last that was finite and spiked; whoever reads it takes it away.
+        spiked: the step whose loss was the last that was finite and spiked; None before the first.
     """
 
     def __init__(self, schedule: Schedule, n_triggered: int) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .anatomy import Anatomy
 from .desk import Desk, Event, MakeDesk
+from .desk_around import DeskAround
 from .door import Door
 from .errors import RheoscopeError
 from .host_copies import ScalarCopies
-from .parameter_numbers import ParameterNumbers
 from .parameters import ParameterTaps
-from .reading import Reading
 from .replay import Replay
 from .schedule import Sampler
 from .silent import SilentWriter
@@ -49,45 +48,26 @@ def with_blame(desk: MakeDesk, model: nn.Module, writer: Writer | SilentWriter, 
     return made
 
 
-class BlameDesk:
+class BlameDesk(DeskAround):
     """Hands everything on, keeps what the last steps began with, and attributes a spike of the loss once it is told of."""
 
     def __init__(
         self, inner: Desk, model: nn.Module, writer: Writer | SilentWriter, sampler: Sampler, event: Event
     ) -> None:
         """Hand on to ``inner``; write rows with ``writer``, and sentences as ``event``."""
-        self._inner, self._model, self._writer, self._sampler, self._event = inner, model, writer, sampler, event
+        super().__init__(inner)
+        self._model, self._writer, self._sampler, self._event = model, writer, sampler, event
+        self._told: int | None = None
         self._replay = Replay(model)
         self._anatomy: Anatomy | None = None
         self._error: Exception | None = None
         self._step = writer.first_step
-        self._losses: dict[int, float | None] = {}
         self._door = Door(shell(model), self._begin, lambda _: None, self._fail)
-
-    @property
-    def until(self) -> int | None:
-        """As the desk within has it."""
-        return self._inner.until
-
-    @property
-    def is_idle(self) -> bool:
-        """As the desk within has it."""
-        return self._inner.is_idle
-
-    def agree(self, found: Anatomy | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Anatomy | None:
-        """Hand on."""
-        return self._inner.agree(found, args, kwargs)
 
     def know(self, anatomy: Anatomy, taps: Taps, parameters: ParameterTaps) -> None:
         """Keep the anatomy, and hand on."""
         self._anatomy = anatomy
-        self._inner.know(anatomy, taps, parameters)
-
-    def hold(
-        self, step: int, readings: list[Reading], numbers: ParameterNumbers | None, scale: Tensor | None
-    ) -> str | None:
-        """Hand on."""
-        return self._inner.hold(step, readings, numbers, scale)
+        super().know(anatomy, taps, parameters)
 
     def close_step(
         self, row: dict[str, Any], scalars: ScalarCopies, groups: Sequence[Mapping[str, Any]], parts: Parts | None
@@ -97,22 +77,19 @@ class BlameDesk:
         What goes wrong while the batch was kept comes out here: the probe guards a step's end, and training goes on.
         """
         self._step = row["step"] + 1
-        self._inner.close_step(row, scalars, groups, parts)
+        super().close_step(row, scalars, groups, parts)
         error, self._error = self._error, None
         if error is not None:
             raise error
-        step, self._sampler.spiked = self._sampler.spiked, None
-        if step is not None and self._anatomy is not None:
+        step = self._sampler.spiked
+        if step is not None and step != self._told and self._anatomy is not None:
+            self._told = step
             self._attribute(step, self._anatomy, scalars.values().get("loss") if step == row["step"] else None)
-
-    def flush(self, *, only_full: bool = False) -> None:
-        """Hand on."""
-        self._inner.flush(only_full=only_full)
 
     def close(self, *, has_failed: bool) -> None:
         """Take the hooks off, and hand on."""
         self._door.close()
-        self._inner.close(has_failed=has_failed)
+        super().close(has_failed=has_failed)
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._replay.keep(self._step, args, kwargs)

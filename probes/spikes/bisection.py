@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.discovery import discover
@@ -15,6 +16,9 @@ from torch import nn
 
 from .bundle import Bundle, KeptStep, bundles_in
 from .rerun import Change, End, MakeOptimizer, Rerun
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEFT = 1 / 3  # of the spike's height: what a change that removes it may leave
 ALIKE = 0.02  # of the loss: further apart the steps did not run as they did
@@ -84,6 +88,14 @@ class Bisection:
         also = f" {len(others)} larger changes remove it too." if others else ""
         return begin + f"It is gone with {self.cause.what}; {self.cause.left:.0%} of its height is left.{also}"
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a change that was tried: the change, the loss, what is left of the spike, the change's size."""
+        import pandas as pd
+
+        columns = ["change", "loss", "left of the spike", "size", "removes it"]
+        rows = [(each.what, each.loss, each.left, each.size, each.is_removed) for each in self.trials]
+        return pd.DataFrame(rows, columns=columns)
+
 
 def bisect(
     bundle: Bundle | str | Path,
@@ -97,9 +109,9 @@ def bisect(
     """Run the steps before a spike again and again, each time with one thing changed, and name the smallest that removes it.
 
     Tried are: 32 bits in place of autocast; another batch in a step's place, where that of the step has a loss unlike the
-    others', and three in its place each have to remove the spike; the learning rate of the other parameter groups for one that stands
-    apart, that of the first step where all rose; one block that is not updated; gradients clipped to their usual norm; every
-    learning rate a tenth. A change that removes the spike is a cause of it in these steps: why the run had come so far is
+    others', and three in its place each have to remove the spike; the learning rate of the other parameter groups for one that
+    stands apart, that of the first step where all rose; one block that is not updated; gradients clipped to their usual norm;
+    every learning rate a tenth. A change that removes the spike is a cause of it in these steps: why the run had come so far is
     another question.
 
     Args:
