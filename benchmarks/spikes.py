@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from verdicts.score import wilson
 
 MOST_RUNS = 6  # for each spike
-SPIKE_AFTER, LONGEST = 150, 20  # steps before something is planted, and steps within which the loss spikes or not
+SPIKE_AFTER, LONGEST = 150, 60  # steps before something is planted, and steps within which the loss spikes or not
 DESIGNS: tuple[dict[str, Any], ...] = (
     {},
     {"norm_placement": "double", "norm_kind": "rmsnorm"},
@@ -46,6 +46,7 @@ class Loop:
     chance: random.Random
     autocast: torch.dtype | None = None
     batch: Callable[[Tensor], Tensor] = field(default=lambda tokens: tokens)
+    growth: float = 1.0
 
 
 def high_rate(loop: Loop) -> None:
@@ -79,13 +80,14 @@ def hot_group(loop: Loop) -> None:
     loop.chance.choice(groups)["lr"] *= loop.chance.choice((100, 300))
 
 
-def nothing(loop: Loop) -> None:
-    """Leave the loop as it is: its learning rate is high from the first step on."""
+def creeping_rate(loop: Loop) -> None:
+    """Let every learning rate grow from step to step, until training is no longer stable."""
+    loop.growth = loop.chance.choice((1.15, 1.25, 1.4))
 
 
 PLANTS: dict[str, tuple[str, Callable[[Loop], None]]] = {
     "every learning rate, risen": ("learning rate", high_rate),
-    "every learning rate, from the start": ("learning rate", nothing),
+    "every learning rate, creeping": ("learning rate", creeping_rate),
     "batch": ("batch", bad_batch),
     "precision": ("precision", low_precision),
     "parameter group": ("parameter group", hot_group),
@@ -100,10 +102,9 @@ def spiked(cause: str, seed: int, folder: Path) -> Bisection | None:
     planted = PLANTS[cause][1]
     if planted is low_precision:
         _blow_up(model.blocks[chance.randrange(len(model.blocks))], chance.uniform(1e6, 1e7))
-    lr = chance.choice((0.03, 0.1)) if planted is nothing else 2e-3
     optimizer = torch.optim.AdamW(
         _groups(model, chance),
-        lr=lr,
+        lr=2e-3,
         betas=(0.9, 0.95),
         weight_decay=0.01,
     )
@@ -114,6 +115,8 @@ def spiked(cause: str, seed: int, folder: Path) -> Bisection | None:
         for step in range(SPIKE_AFTER + LONGEST):
             if step == SPIKE_AFTER:
                 planted(loop)
+            for group in optimizer.param_groups:
+                group["lr"] *= loop.growth
             tokens = loop.batch(next(batches))
             with torch.autocast("cpu", loop.autocast or torch.bfloat16, enabled=loop.autocast is not None):
                 loss = model(tokens[:, :-1], tokens[:, 1:]).loss
@@ -154,9 +157,9 @@ HEAD = """# Spikes with a planted cause
 Written by `python benchmarks/spikes.py docs/spikes.md`. Reference transformers of five designs (4 blocks, 32 wide) learn the
 standard library's source for {after} steps by AdamW, with and without clipping, their parameters grouped by kind or by block;
 then something is planted: every learning rate times 30 to 100, one parameter group's times 100 or 300, one batch that is no
-text, or forwards in 16 bits where a hidden layer does not fit. Others train at a learning rate of .03 or .1 from the start. A
-run counts when its loss spikes, by step {last}. *Removed*: `bisect` found a change that removes the spike. *Named*: the cause
-that it names is the one planted. Shares with 95 % Wilson intervals.
+text, or forwards in 16 bits where a hidden layer does not fit; or every learning rate grows by 15 to 40 % at each step from there
+on. A run counts when its loss spikes, by step {last}. *Removed*: `bisect` found a change that removes the spike. *Named*: the
+cause that it names is the one planted. Shares with 95 % Wilson intervals.
 
 | planted | spikes | removed | named | named otherwise |
 |---|---|---|---|---|

@@ -151,6 +151,9 @@ def bisect(
         trials.append(judge.trial(kind, what, rank, ends))
     tell(n_runs, n_runs, "done")
     removing = [trial for trial in trials if trial.is_removed]
+    if sum(trial.kind == "block" for trial in removing) > 1:
+        # Where each of several blocks would have to be held still, what they share is the cause.
+        removing = [trial for trial in removing if trial.kind != "block"] or removing
     cause = min(removing, key=lambda trial: (trial.rank, trial.size), default=None)
     return Bisection(bundle.step, bundle.usual_loss, base.own, is_reproduced, tuple(trials), cause)
 
