@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -100,10 +102,12 @@ def ledger(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001 - cha
     """Draw what the embedding and every branch contribute to the change of the loss from a baseline."""
     key, title = "output-ledger", "What each branch contributes to the loss"
     reading = (
-        "Change of the loss from a baseline to the batch, booked to the direct path of each write to the output; what a branch does "
+        "Change of the loss from a baseline{} to the batch, booked to the direct path of each write to the output; what a branch does "
         "by way of later branches is booked to those. Bars below 0 lower the loss. " + _BOOKKEEPING
     )
     frame, cuts = output_ledger(tables), cut_totals(tables)
+    notes = [str(note).removeprefix("baseline: ") for note in pd.concat([frame["note"], cuts["note"]]).dropna().unique()]
+    reading = reading.format(f" ({plain(notes[-1])})" if notes else "")
     if not len(frame) and not len(cuts):
         return Chart(key, title, reading, absent=f"No ledger was made. {_ASK}")
     if not len(frame):
@@ -113,7 +117,7 @@ def ledger(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001 - cha
             "Where norms stand on the stream, or the skip is gated, the last state is not the sum of the writes. Shown are captum's "
             "integrated gradients at cuts through the stream: that they agree is forced, and ranks nothing."
         )
-        return Chart(key, title, reading, table=cuts)
+        return Chart(key, title, reading, table=_shorter(cuts))
     total, error = float(frame["total"].iloc[0]), float(frame["error"].iloc[0])
     top = largest(frame.assign(size=frame["value"] * (1 if total >= 0 else -1)), "size")
     where = place_name(int(top["stack"]), int(top["block"]), str(top["branch"]))
@@ -124,7 +128,7 @@ def ledger(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001 - cha
     )
     if len(cuts):
         reading += f" captum's totals at {len(cuts)} cuts through the stream differ from the total by {_worst(cuts)} at most."
-    return Chart(key, title, reading, _bars(frame, "value", "change of the loss"), table=frame.drop(columns=["total", "error"]))
+    return Chart(key, title, reading, _bars(frame, "value", "change of the loss"), table=_shorter(frame, ["total", "error"]))
 
 
 def blame(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
@@ -155,7 +159,7 @@ def blame(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
         reading += f" The change of batch alone, at the old weights, is kept apart: {number(switched)}."
     n = frame["step"].nunique()
     reading += f" Of {n} attributed updates the one with the largest change." if n > 1 else ""
-    return Chart(key, title, reading, _bars(shown, "value", "change of the loss"), table=frame)
+    return Chart(key, title, reading, _bars(shown, "value", "change of the loss"), table=_shorter(frame))
 
 
 def shares(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
@@ -183,7 +187,7 @@ def shares(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
     hover = "sample %{x}<br>%{y:.4g}<extra></extra>"
     drawn.add_trace(go.Bar(x=[str(int(s)) for s in mine["sample"]], y=mine["share"].tolist(), hovertemplate=hover))
     drawn.update_xaxes(type="category", nticks=min(len(mine), 30))
-    return Chart(key, title, reading, drawn, table=samples)
+    return Chart(key, title, reading, drawn, table=_shorter(samples, ["position"]))
 
 
 def _bars(frame: pd.DataFrame, column: str, y: str) -> go.Figure:
@@ -203,6 +207,12 @@ def _bars(frame: pd.DataFrame, column: str, y: str) -> go.Figure:
     drawn.add_trace(go.Bar(x=names, y=values, marker={"color": colours}, hovertemplate=hover))
     drawn.update_xaxes(type="category", nticks=min(len(names), 40))
     return drawn
+
+
+def _shorter(frame: pd.DataFrame, without: Sequence[str] = ()) -> pd.DataFrame:
+    """Return a table without the columns that are told elsewhere or tell nothing."""
+    empty = [name for name in ("step", "module_path") if name in frame and frame[name].isin([-1, None]).all()]
+    return frame.drop(columns=[*without, *empty, *(["note"] if "note" in frame else [])])
 
 
 def _worst(cuts: pd.DataFrame) -> str:
