@@ -47,7 +47,8 @@ def test_a_knock_out_equals_a_hook_that_zeroes_the_branch(design: dict[str, Any]
         # Under double and reordered norms the norm behind the branch gives what is added.
         parts = [
             getattr(block, f"{name}_out", None)
-            if isinstance(getattr(block, f"{name}_out", None), nn.Module) and design.get("norm_placement") in ("double", "reordered")
+            if isinstance(getattr(block, f"{name}_out", None), nn.Module)
+            and design.get("norm_placement") in ("double", "reordered")
             else getattr(block, name)
             for name in ("attention", "mlp")
         ]
@@ -97,7 +98,9 @@ def test_examples_are_asked_one_by_one_where_they_can_be_told_apart() -> None:
 
     rows = usefulness(model, {"input_ids": ids, "labels": ids}).to_frame().set_index("method")
 
-    alone = [usefulness(model, {"input_ids": one, "labels": one}).by_block("block_knock_out")[0, 1] for one in ids.split(1)]
+    alone = [
+        usefulness(model, {"input_ids": one, "labels": one}).by_block("block_knock_out")[0, 1] for one in ids.split(1)
+    ]
     row = rows.loc["block_knock_out"].iloc[1]
     assert row["value"] == pytest.approx(float(torch.tensor(alone).mean()), rel=1e-3, abs=1e-6)
     assert row["standard_error"] == pytest.approx(float(torch.tensor(alone).std()) / 2, rel=1e-3, abs=1e-6)
@@ -132,5 +135,5 @@ def test_writes_that_nothing_takes_out_are_refused_in_a_sentence() -> None:
                 x = x + torch.tanh(x @ weight)
             return self.head(x)
 
-    with pytest.raises(ProbeError, match="can be taken out|take out"):
+    with pytest.raises(ProbeError, match="take out"):
         usefulness(Hidden(), (ids_of(),))

@@ -13,6 +13,8 @@ from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.attribution import output_ledger
 from torch import Tensor, nn
 
+SUMS = [design for design in DESIGNS if design.get("norm_placement") != "post"]
+
 
 class Linear(nn.Module):
     """A stream of matrices: logits are linear in every write."""
@@ -49,7 +51,7 @@ def test_a_linear_model_is_decomposed_as_by_hand() -> None:
     assert found.error < 1e-5
 
 
-@pytest.mark.parametrize("design", [d for d in DESIGNS if d.get("norm_placement") != "post"], ids=lambda d: "-".join(map(str, d.values())))
+@pytest.mark.parametrize("design", SUMS, ids=lambda d: "-".join(map(str, d.values())))
 def test_the_lines_add_up_to_the_change_of_the_loss_and_captum_finds_the_same(design: dict[str, Any]) -> None:
     ids, other = ids_of(), ids_of().flip(0, 1)
     model = shaken(ReferenceTransformer(Architecture(**TINY | design), seed=0))

@@ -29,13 +29,17 @@ def test_shares_are_those_of_gradients_taken_one_by_one() -> None:
 
     losses = functional.cross_entropy(model(ids)[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") / (3 * 7)
     whole = gradient(losses.sum(), weights)
-    shares = torch.tensor([[float(gradient(loss, weights) @ whole / (whole @ whole)) for loss in row] for row in losses])
+    shares = torch.tensor(
+        [[float(gradient(loss, weights) @ whole / (whole @ whole)) for loss in row] for row in losses]
+    )
     samples = rows[(rows["method"] == "gradient_share") & rows["position"].isna()]["value"]
     assert samples.tolist() == pytest.approx(shares.sum(1).tolist(), abs=1e-5)
     tokens = rows[rows["position"].notna()]
     for _, row in tokens[tokens["position"] < 7].iterrows():
         assert row["value"] == pytest.approx(float(shares[int(row["sample"]), int(row["position"])]), abs=1e-5)
-    assert float(rows[rows["method"] == "gradient_norm"]["value"].iloc[0]) == pytest.approx(float(whole.norm()), rel=1e-4)
+    assert float(rows[rows["method"] == "gradient_norm"]["value"].iloc[0]) == pytest.approx(
+        float(whole.norm()), rel=1e-4
+    )
 
 
 def test_the_loss_of_a_padded_batch_weighs_samples_as_the_model_does() -> None:
