@@ -304,7 +304,8 @@ LayerIntegratedGradients at states further down, and how far the worst of them i
 ## Knock-out
 
 *Largest difference*: between a block's knock-out and a hook, written for this model, that zeroes what its two branches add, over
-all blocks. *Identity last*: each of the {N_BLOCKS} blocks in turn has its last projections set to zero; how often it is ranked last.
+all blocks. *Identity last*: each of the {N_BLOCKS} blocks in turn has its last projections set to zero; how often it is ranked
+last.
 
 | norm placement | loss | largest difference | identity last |
 |---|---|---|---|

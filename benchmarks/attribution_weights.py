@@ -64,8 +64,8 @@ def real_weights(folder: Path | None, progress: Progress) -> str:
     return f"""{title}
 antiberty 0.1.3 (MIT), a BERT of 8 post-norm blocks x 512 trained on antibodies, from its wheel; {len(SEQUENCES)} published
 variable domains, each with {N_MASKS} draws of {MASKED:.0%} masked residues. *Shuffled*: the elements of every matrix in random
-order, so that all norms of weights stay. *Gain*: loss of the mean of the model's own predictions over residues, less its loss, ± a
-standard error over the sequences. Predictions that know nothing of what they predict have no gain but by chance, because
+order, so that all norms of weights stay. *Gain*: loss of the mean of the model's own predictions over residues, less its loss, ±
+a standard error over the sequences. Predictions that know nothing of what they predict have no gain but by chance, because
 cross-entropy is convex. A block is counted as useful where the gain is above 3 standard errors and so is the rise of the loss
 without it: that is how the two are told apart, for knock-outs change the loss of a shuffled model as well, up and down.
 

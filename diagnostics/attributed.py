@@ -98,8 +98,8 @@ def gradient_shares(tables: Tables) -> pd.DataFrame:
     """Return one row a block and sample, or token: step, stack, block, sample, position, share, error, norm of the gradient."""
     rows = tables.attributions
     keys = ["step", *BLOCK]
-    found = rows[rows["method"] == "gradient_share"].assign(step=rows["step"].fillna(-1))
-    norms = rows[rows["method"] == "gradient_norm"].assign(step=rows["step"].fillna(-1))
+    found, norms = rows[rows["method"] == "gradient_share"], rows[rows["method"] == "gradient_norm"]
+    found, norms = (frame.assign(step=frame["step"].fillna(-1)) for frame in (found, norms))
     norm = norms.drop_duplicates(keys, keep="last")[[*keys, "value"]].rename(columns={"value": "norm"})
     shares = found.drop_duplicates([*keys, "sample", "position"], keep="last")
     frame = shares[[*keys, "sample", "position", "value", "error"]].rename(columns={"value": "share"})
