@@ -347,7 +347,8 @@ def _by_hand() -> str:
 
 
 def _knock_out_row(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> str:
-    found = usefulness(model, batch).by_block("block_knock_out")
+    anatomy = discover(model, batch)
+    found = usefulness(model, batch, anatomy=anatomy).by_block("block_knock_out")
     with torch.no_grad():
         loss = float(model(*batch).loss)
     differences, n_last = [], 0
@@ -365,7 +366,7 @@ def _knock_out_row(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) ->
         with torch.no_grad():
             for projection in (block.attention.output, block.mlp.down):
                 projection.weight.zero_()
-        n_last += usefulness(model, batch).ranking[-1] == (0, index)
+        n_last += usefulness(model, (batch[0][:2], batch[1][:2]), anatomy=anatomy).ranking[-1] == (0, index)
         block.load_state_dict(held)
     return f"| {name} | {loss:.3f} | {max(differences):.1e} | {n_last} of {len(differences)} |"
 

@@ -121,19 +121,8 @@ def test_samples_of_the_largest_gradient_are_named_by_their_index(attributed: Re
 
 
 def test_where_only_cuts_were_made_the_ledger_is_said_not_to_apply(check_up: Recording) -> None:
-    cuts = [
-        {
-            "method": "cut_total",
-            "stack": 0,
-            "block": block,
-            "branch": "mlp",
-            "depth": 2,
-            "value": -0.8,
-            "total": -0.8,
-            "error": 0.0,
-        }
-        for block in (0, 3)
-    ]
+    cut = {"method": "cut_total", "stack": 0, "branch": "mlp", "depth": 2, "value": -0.8, "total": -0.8, "error": 0.0}
+    cuts = [{**cut, "block": block} for block in (0, 3)]
 
     chart = drawn(check_up.with_rows("attributions", cuts))["output-ledger"]
 
