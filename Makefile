@@ -12,7 +12,7 @@ KERNEL := setup.py $(wildcard probes/kernels/*.c probes/kernels/*.h)
 # The editable install links file by file: it is renewed when the set of files changes, or the text of what is compiled.
 FILES := $(VENV)/.files-$(shell (printf '%s\n' $(SOURCES) | sort; cat $(KERNEL)) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format install zoo identity fuzz verdicts theory lab bench clean
+.PHONY: demo test check format install zoo identity fuzz verdicts theory lab attribution bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,6 +49,10 @@ theory: $(VENV)/.dev $(FILES) ## measure the closed forms and the forecasts, wri
 
 lab: $(VENV)/.dev $(FILES) ## carry out every experiment of the lab, quick, and write docs/lab.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/lab.py docs/lab.md
+
+WEIGHTS ?=
+attribution: $(VENV)/.dev $(FILES) ## measure whom attribution names and how it adds up, write docs/attribution.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attribution.py docs/attribution.md $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md

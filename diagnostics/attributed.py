@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from .finding import SEVERITIES, Finding
@@ -17,8 +16,8 @@ def block_usefulness(tables: Tables, findings: list[Finding] | tuple[Finding, ..
     """Return one row a block: stack, block, knock_out, standard_error, first_order, angular_distance, is_useful, finding.
 
     ``knock_out`` is the loss without what the block writes, less the loss; ``first_order`` is what gradient times activation says
-    of it; ``is_useful`` whether it raised the loss by more than chance, None where that is not known; ``finding`` the code of the
-    gravest warning or error about the block, "" without one.
+    of it; ``is_useful`` whether it raised the loss by more than chance in a model that is predictive, None where that is not
+    known; ``finding`` the code of the gravest warning or error about the block, "" without one.
     """
     rows = tables.attributions
     out = rows[rows["method"] == "block_knock_out"].drop_duplicates(BLOCK, keep="last")
@@ -30,10 +29,12 @@ def block_usefulness(tables: Tables, findings: list[Finding] | tuple[Finding, ..
         angles[[*BLOCK, "value"]].rename(columns={"value": "angular_distance"}), on=BLOCK, how="left"
     )
     known = frame["standard_error"].notna()
-    certain = frame["knock_out"] > KNOCK_OUT_CERTAIN * frame["standard_error"]
+    certain = (frame["knock_out"] > KNOCK_OUT_CERTAIN * frame["standard_error"]) & is_predictive(tables)
     ill = _ill_blocks(findings)
     names = [ill.get(int(block), "") for block in frame["block"]]
-    is_useful = pd.Series(np.where(known, certain, None), index=frame.index, dtype=object)
+    is_useful = pd.Series(
+        [bool(sure) if told else None for sure, told in zip(certain, known, strict=True)], frame.index
+    )
     return frame.assign(is_useful=is_useful, finding=names).sort_values(BLOCK, ignore_index=True)
 
 
@@ -52,6 +53,13 @@ def loss_of_knock_outs(tables: Tables) -> float | None:
     rows = tables.attributions
     found = rows[(rows["method"] == "loss") & rows["step"].isna()]["value"].dropna()
     return float(found.iloc[-1]) if len(found) else None
+
+
+def is_predictive(tables: Tables) -> bool:
+    """Return whether the model's predictions are certainly better than their own mean over tokens: else no block is of use."""
+    rows = tables.attributions
+    found = rows[rows["method"] == "gain"].dropna(subset=["value", "standard_error"])
+    return bool(len(found)) and bool(found["value"].iloc[-1] > KNOCK_OUT_CERTAIN * found["standard_error"].iloc[-1])
 
 
 def output_ledger(tables: Tables) -> pd.DataFrame:
@@ -90,8 +98,8 @@ def gradient_shares(tables: Tables) -> pd.DataFrame:
     """Return one row a block and sample, or token: step, stack, block, sample, position, share, error, norm of the gradient."""
     rows = tables.attributions
     keys = ["step", *BLOCK]
-    found = rows[rows["method"] == "gradient_share"].assign(step=rows["step"].fillna(-1))
-    norms = rows[rows["method"] == "gradient_norm"].assign(step=rows["step"].fillna(-1))
+    found, norms = rows[rows["method"] == "gradient_share"], rows[rows["method"] == "gradient_norm"]
+    found, norms = (frame.assign(step=frame["step"].fillna(-1)) for frame in (found, norms))
     norm = norms.drop_duplicates(keys, keep="last")[[*keys, "value"]].rename(columns={"value": "norm"})
     shares = found.drop_duplicates([*keys, "sample", "position"], keep="last")
     frame = shares[[*keys, "sample", "position", "value", "error"]].rename(columns={"value": "share"})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +34,8 @@ def attribute(
         ),
     ] = What.all,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the HTML report of a check-up with the attribution in it.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write the HTML report of a check-up with the attribution in it."),
     ] = None,
     blocks: Annotated[int | None, typer.Option(min=1, help="Build the config with so many blocks.")] = None,
 ) -> None:
@@ -62,9 +64,7 @@ def attribute(
                     model,
                     batch,
                     anatomy=anatomy,
-                    on_progress=lambda done, total, text, shown=shown, bar=bar: shown.update(
-                        bar, completed=done, total=total, description=text
-                    ),
+                    on_progress=partial(_show, shown, bar),
                 )
         except ProbeError as error:
             # Of several questions the others are answered.
@@ -76,3 +76,7 @@ def attribute(
         recording = recording if recording is None else found.into(recording)
     if recording is not None and output is not None:
         typer.echo(f"Report: {write_report(recording, output)}")
+
+
+def _show(shown: Any, bar: Any, done: int, total: int, text: str) -> None:
+    shown.update(bar, completed=done, total=total, description=text)

@@ -20,7 +20,7 @@ from rheoscope.probes.losses import LossFunction
 from rheoscope.probes.wrappers import bare, own_name
 from torch import Tensor, nn
 
-from .conditions import at_rest, loss_of, widened
+from .conditions import at_rest, loss_of, wide, widened
 from .cost import Meter, OnProgress
 from .memory import free_bytes
 from .parts import Place, block_name, depths_of, parameter_parts, place_row, ranked
@@ -136,8 +136,8 @@ def update_between(
     n_extra = bool(previous) + bool(others)
     meter = Meter("attribution of an update", n_passes(n_points) + n_extra, n_bytes, on_progress)
     with at_rest(model):
-        held = {move.name: move.after.float() for move in moves}
-        old = {move.name: move.before.float() for move in moves}
+        held = {move.name: wide(move.after) for move in moves}
+        old = {move.name: wide(move.before) for move in moves}
         loss = _Loss(model, batches, loss_fn, chosen, held)
         whole = integral(loss, len(chosen), meter, n_points=n_points, device=device, seconds=seconds)
         with torch.no_grad():
@@ -159,13 +159,12 @@ class _Loss:
         held: dict[str, Tensor],
     ) -> None:
         self._model, self._moves, self._held = model, moves, held
-        wide = [widened(batch) for batch in batches]
-        self._batches = [(batch, loss_of(batch, loss_fn)) for batch in wide]
+        self._batches = [(each, loss_of(each, loss_fn)) for each in map(widened, batches)]
 
     def __call__(self, gates: Tensor) -> Tensor:
         """Return the loss with each weight so far on its way."""
         moved = {
-            move.name: torch.lerp(move.before.float(), move.after.float(), gate)
+            move.name: torch.lerp(wide(move.before), wide(move.after), gate.to(wide(move.after).dtype))
             for move, gate in zip(self._moves, gates, strict=True)
         }
         return self.at(self._held | moved)

@@ -45,7 +45,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 def widened(batch: Batch) -> Arguments:
     """Return the batch as arguments, with half-precision tensors in float32."""
     positional, keywords = arguments(batch)
-    return Arguments(*tree_map(_wide, (positional, keywords)))
+    return Arguments(*tree_map(wide, (positional, keywords)))
 
 
 def loss_of(batch: Batch, loss_fn: LossFunction | None) -> LossOf:
@@ -68,7 +68,8 @@ def loss_of(batch: Batch, loss_fn: LossFunction | None) -> LossOf:
     return found
 
 
-def _wide(value: Any) -> Any:
+def wide(value: Any) -> Any:
+    """Return a half-precision tensor in float32, and anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in NARROW else value
 
 
@@ -82,7 +83,7 @@ def _stand_ins(model: nn.Module) -> Iterator[None]:
         for slots, values in held:
             for name, parameter in values.items():
                 if parameter is not None and parameter.is_floating_point():
-                    made.setdefault(id(parameter), nn.Parameter(_wide(parameter.detach())))
+                    made.setdefault(id(parameter), nn.Parameter(wide(parameter.detach())))
                     slots[name] = made[id(parameter)]  # type: ignore[assignment]
         for spaces, contents in buffers:
             for name, buffer in contents.items():

@@ -19,7 +19,7 @@ N_POINTS = 16
 Cut = tuple[int, Point]  # depth of a state, and where it is seen
 
 
-def cuts_of(stack: Stack, most: int = 3) -> list[Cut]:
+def cuts_of(stack: Stack, most: int) -> list[Cut]:
     """Return at most so many states, evenly spread over the depth, that all that follows reads where they are seen.
 
     A module's output is such a place; an input, which that module alone reads, only behind the last branch. State 0, where a
@@ -27,14 +27,20 @@ def cuts_of(stack: Stack, most: int = 3) -> list[Cut]:
     """
     points = [(branch.depth, branch.whole("state")) for branch in stack.branches]
     found = [(k, at) for k, at in points if at is not None and (at.side == "output" or k == len(points))]
-    places = sorted({round(index * (len(found) - 1) / max(most - 1, 1)) for index in range(most)}) if found else []
+    # From below: what is cut further up is closer to the last state, at which the ledger itself is made.
+    places = sorted({round(index * (len(found) - 1) / most) for index in range(most)}) if found else []
     return [found[place] for place in places]
 
 
 def cut_totals(
-    model: nn.Module, cuts: Sequence[Cut], loss: Callable[[bool], Tensor], meter: Meter, device: torch.device
+    model: nn.Module,
+    cuts: Sequence[Cut],
+    loss: Callable[[bool], Tensor],
+    meter: Meter,
+    device: torch.device,
+    seconds: float,
 ) -> dict[int, float]:
-    """Return by depth the total of captum's LayerIntegratedGradients at each cut.
+    """Return by depth the total of captum's LayerIntegratedGradients at each cut, of the first and as many as the time allows.
 
     The state is led through a layer of its own, which does nothing: captum takes no outputs apart that hold more than tensors,
     and none of a layer that runs twice.
@@ -45,8 +51,15 @@ def cut_totals(
         loss: runs the model on the batch, or, given False, on the baseline.
         meter: expects ``N_POINTS + 2`` passes a cut.
         device: of the model.
+        seconds: what the ledger and its cuts together may take.
     """
-    return {depth: _total(model, point, loss, meter, device) for depth, point in cuts}
+    found: dict[int, float] = {}
+    for depth, point in cuts:
+        if not found or meter.seconds + (N_POINTS + 2) * meter.slowest <= seconds:
+            found[depth] = _total(model, point, loss, meter, device)
+        else:
+            meter.expect(-N_POINTS - 2)
+    return found
 
 
 def _total(model: nn.Module, point: Point, loss: Callable[[bool], Tensor], meter: Meter, device: torch.device) -> float:

@@ -14,8 +14,9 @@ ALIKE = 1e-3  # of the output's size: how far an example alone may be from its r
 def examples(model: nn.Module, batch: Batch) -> list[Arguments]:
     """Return a batch's examples, each as a batch of one; none where they cannot be told apart.
 
-    Every tensor that is as long as the first one is cut; the first and last example alone must give what they give in the batch.
-    Costs three forwards without gradients. Call it inside ``at_rest(model)``.
+    Every tensor that is as long as the first one is cut. The first and last example alone must give what they give in the batch,
+    four forwards without gradients; where the model gives a loss alone, that of all must be the mean of theirs, a forward each.
+    Call it inside ``at_rest(model)``.
     """
     size = batch_size(batch)
     if size < 2:
@@ -30,7 +31,12 @@ def examples(model: nn.Module, batch: Batch) -> list[Arguments]:
         return Arguments(*tree_map(one, (positional, keywords)))
 
     found = [cut(row) for row in range(size)]
-    return found if all(_is_same(model, batch, found[row], row, size) for row in (0, size - 1)) else []
+    with torch.no_grad():
+        try:
+            is_sound = _is_cut_soundly(model, batch, found)
+        except BatchError:
+            return []
+    return found if is_sound else []
 
 
 def batch_size(batch: Batch) -> int:
@@ -38,15 +44,23 @@ def batch_size(batch: Batch) -> int:
     return next((tensor.shape[0] for _, tensor in tensors(arguments(batch)) if tensor.dim() > 1), 0)
 
 
-def _is_same(model: nn.Module, batch: Batch, example: Arguments, row: int, size: int) -> bool:
-    with torch.no_grad():
-        try:
-            whole, alone = (_rows(call(model, each), n) for each, n in ((batch, size), (example, 1)))
-        except BatchError:
+def _is_cut_soundly(model: nn.Module, batch: Batch, found: list[Arguments]) -> bool:
+    output = call(model, batch)
+    whole = _rows(output, len(found))
+    if whole is None:
+        one = next((t for _, t in tensors(output) if t.is_floating_point() and t.numel() == 1), None)
+        alone = [next((t for _, t in tensors(call(model, each)) if t.numel() == 1), None) for each in found]
+        if one is None or any(each is None for each in alone):
             return False
-    if whole is None or alone is None or whole.shape[1:] != alone.shape[1:]:
-        return False
-    return float((whole[row] - alone[0]).norm()) <= ALIKE * float(whole[row].norm())
+        mean = sum(float(each) for each in alone if each is not None) / len(found)
+        return abs(mean - float(one)) <= ALIKE * abs(float(one))
+    for row in (0, len(found) - 1):
+        mine = _rows(call(model, found[row]), 1)
+        if mine is None or mine.shape[1:] != whole.shape[1:]:
+            return False
+        if float((whole[row] - mine[0]).norm()) > ALIKE * float(whole[row].norm()):
+            return False
+    return True
 
 
 def _rows(output: object, size: int) -> Tensor | None:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from rheoscope.probes.anatomy import Anatomy
+from rheoscope.probes.anatomy import Anatomy, Point
 from rheoscope.probes.batches import Batch, call
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.errors import ProbeError
+from rheoscope.probes.interventions import changed
 from rheoscope.probes.losses import LossFunction
 from rheoscope.probes.together import seen_in
 from rheoscope.probes.wrappers import bare
 from torch import Tensor, nn
 
+from .baselines import mean_state
 from .conditions import at_rest, loss_of, widened
 from .cost import Meter, OnProgress
 from .examples import examples
@@ -77,10 +80,11 @@ def usefulness(
             )
         units = _units(gates)
         parts: Sequence[Batch] = examples(model, wide) or [wide]
-        n_passes = len(parts) * (2 + len(gates) + len(units)) + 1
+        blind = _blind_point(found)
+        n_passes = len(parts) * (5 + len(gates) + len(units)) + 1
         n_bytes = 4 * sum(t.numel() for t in seen_in(model, wide, [p for gate in gates for p in gate.points]).values())
         meter = Meter("usefulness of blocks", n_passes, n_bytes, on_progress)
-        readings = [_read(model, part, loss_fn, gates, units, meter) for part in parts]
+        readings = [_read(model, part, loss_fn, gates, units, blind, meter) for part in parts]
         turns = meter.run(lambda: _turns(model, wide, found))
     rows, loss = _rows(readings, gates, units, turns)
     return _told(rows, loss, missing, len(readings), meter)
@@ -92,9 +96,10 @@ def _read(
     loss_fn: LossFunction | None,
     gates: Sequence[Gate],
     units: Sequence[Unit],
+    blind: Point | None,
     meter: Meter,
 ) -> Tensor:
-    """Return of one example its loss, and of every branch gradient times activation and knock-out, of every block knock-out."""
+    """Return of one example loss and gain, of every branch gradient times activation and knock-out, of every block knock-out."""
     from captum.attr import FeatureAblation, InputXGradient
 
     of = loss_of(batch, loss_fn)
@@ -113,11 +118,13 @@ def _read(
         slopes = InputXGradient(loss).attribute(opened.clone().requires_grad_())[0].detach()
     with torch.no_grad():
         now = loss(opened)
+        with nullcontext() if blind is None else changed(model, blind, mean_state):
+            gain = loss(opened) - now
         # captum takes the ablated loss from the loss; what a part is worth is the other way round.
         branches = -FeatureAblation(loss).attribute(opened)[0]
         blocks = -FeatureAblation(loss).attribute(opened, feature_mask=block_of)[0]
     firsts = [members[0] for _, members in units]
-    return torch.cat([now, slopes, branches, blocks[firsts]]).double().cpu()
+    return torch.cat([now, gain, slopes, branches, blocks[firsts]]).double().cpu()
 
 
 def _units(gates: Sequence[Gate]) -> list[Unit]:
@@ -155,7 +162,7 @@ def _rows(
     mean = table.mean(0).tolist()
     n = len(table)
     spread = (table.std(0) / n**0.5).tolist() if n > 1 else [None] * table.shape[1]
-    places: list[dict[str, Any]] = [{"method": "loss", "stack": 0, "block": -1, "branch": ""}]
+    places: list[dict[str, Any]] = [{"method": each, **place_row((0, -1, ""))} for each in ("loss", "gain")]
     for method in ("gradient_x_activation", "knock_out"):
         places += [{"method": method, **place_row(gate.branch)} for gate in gates]
     places += [{"method": "block_knock_out", "stack": stack, "block": block} for (stack, block), _ in units]
@@ -174,22 +181,38 @@ def _told(rows: list[Row], loss: float, missing: Sequence[str], n: int, meter: M
     outs = {(row["stack"], row["block"]): row for row in rows if row["method"] == "block_knock_out"}
     # A block whose absence lowers the loss is not idle either.
     ranking = ranked({place: abs(row["value"]) for place, row in outs.items()})
-    useful = [place for place in ranking if is_useful(outs[place])]
+    gain = next(row for row in rows if row["method"] == "gain")
+    useful = [place for place in ranking if _is_certain(outs[place])] if _is_certain(gain) else []
     first, last = ranking[0], ranking[-1]
     told = [
         f"Taking out {block_name(first, ranking)} changes the loss of {loss:.4g} most, by {outs[first]['value']:+.4g}; "
         f"{block_name(last, ranking)} least, by {outs[last]['value']:+.4g}."
     ]
-    if n > 1:
+    if n > 1 and not _is_certain(gain):
         told.append(
-            f"{len(useful)} of {len(ranking)} blocks raise it by more than {CERTAIN:g} standard errors over the {n} examples."
+            "No block is of use on this batch: the loss is not certainly lower than the one of the mean of the model's own "
+            f"predictions ({gain['value']:+.4g}, standard error {gain['standard_error']:.2g}); knock-outs then change noise."
+        )
+    elif n > 1:
+        told.append(
+            f"{len(useful)} of {len(ranking)} blocks raise it by more than {CERTAIN:g} standard errors over the {n} examples; "
+            f"all that the model's predictions gain over their own mean is {gain['value']:.4g}."
         )
     else:
         told.append("The examples of this batch were not told apart: what could be chance is not known.")
     return Attribution("usefulness", tuple(rows), None, None, ranking, (*told, *missing[:3], NOT_WORTH), meter.spent)
 
 
-def is_useful(row: Row) -> bool:
-    """Return whether a knock-out raised the loss by more than chance."""
+def _blind_point(anatomy: Anatomy) -> Point | None:
+    """Return where predictions are seen, to put their mean over tokens in their place; else the last state.
+
+    Logits that know nothing of the labels have a loss no lower than that of their mean, because cross-entropy is convex.
+    """
+    outlet, last = anatomy.stacks[-1].outlet, anatomy.stacks[-1].branches[-1].state
+    return last if outlet is None or outlet.logits is None else outlet.logits
+
+
+def _is_certain(row: Row) -> bool:
+    """Return whether the loss is raised by more than chance."""
     error = row.get("standard_error")
     return error is not None and row["value"] > CERTAIN * error

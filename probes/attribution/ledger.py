@@ -74,7 +74,7 @@ def output_ledger(
         anatomy: what ``discover`` found, to skip discovery.
         n_points: of the integral; None for 16, and up to 64 where the error is above 1 %.
         on_progress: called with (passes done, passes in all, what it costs).
-        seconds: what points beyond the first 16 may cost.
+        seconds: what points beyond the first 16, and cuts beyond the first, may cost.
 
     Raises:
         ProbeError: the stream's last or first state is not seen.
@@ -95,10 +95,10 @@ def output_ledger(
         other = None if baseline is None else widened(baseline)
         of = loss_of(wide, loss_fn)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        cuts = cuts_of(stack)
         ends = _Ends(model, wide, other, found, of)
         why = _inapplicable(stack)
         entries, why = ([], why) if why else _entries(ends, stack, last)
+        cuts = cuts_of(stack, 2 if entries else 3)
         n_bytes = 4 * sum(entry.way.numel() for entry in entries)
         n_expected = len(cuts) * (N_POINTS + 2) + (n_passes(n_points) if entries else 2)
         meter = Meter("ledger of the output", n_expected, n_bytes, on_progress)
@@ -108,7 +108,7 @@ def output_ledger(
             whole = integral(function, len(entries), meter, n_points=n_points, device=device, seconds=seconds)
             why = ends.missed(whole)
         total = whole.total if whole is not None else ends.total(last)
-        totals = cut_totals(model, cuts, ends.loss, meter, device)
+        totals = cut_totals(model, cuts, ends.loss, meter, device, seconds)
     booked = [
         (entry.row, value) for entry, value in zip(entries, [] if whole is None else whole.values.tolist(), strict=True)
     ]
@@ -203,7 +203,7 @@ def _entries(ends: _Ends, stack: Stack, last: Point) -> tuple[list[_Entry], str]
     off = float((sum((entry.way for entry in entries), -goal)).norm())
     if off > IDENTITY * float(goal.norm()):
         return [], f"the writes seen miss the last state by {off / float(goal.norm()):.1%}"
-    return [_Entry(entry.row, entry.way.float()) for entry in entries], ""
+    return [_Entry(entry.row, entry.way.to(ends.baseline[last].dtype)) for entry in entries], ""
 
 
 def _term_row(branch: Branch, at: Point) -> dict[str, Any]:
@@ -230,9 +230,9 @@ def _at(
     model: nn.Module, batch: Batch, of: LossOf, last: Point, base: Tensor, entries: list[_Entry], gates: Tensor
 ) -> Tensor:
     """Return the loss with the last state so far on its way."""
-    state = base.float()
+    state = base
     for entry, gate in zip(entries, gates, strict=True):
-        state = state + gate * entry.way
+        state = state + gate.to(entry.way.dtype) * entry.way
     with changed(model, last, lambda tensor: state.reshape(tensor.shape)):
         return of(call(model, batch))
 

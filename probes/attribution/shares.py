@@ -8,6 +8,7 @@ differentiation a block.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -191,7 +192,8 @@ def _moved(model: nn.Module, batch: Batch, last: Point, gradients: dict[str, Ten
     seen: list[Tensor] = []
     hooks = Hooked(model, [last], lambda _: seen.append)
     try:
-        with torch.no_grad(), forward_mode.dual_level():
+        # The first use of forward mode makes torch warn of its own torch.jit.
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"), forward_mode.dual_level():
             duals = {
                 name: forward_mode.make_dual(weights[name].detach(), g)  # type: ignore[no-untyped-call]
                 for name, g in gradients.items()

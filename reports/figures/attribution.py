@@ -1,6 +1,8 @@
-"""Show which part is responsible: which blocks matter beside which are ill, who wrote the output, whose update, whose gradient."""
+"""Show which part is responsible: which blocks matter beside which are ill, whose writes, whose update, whose gradient."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,6 +12,7 @@ from rheoscope.diagnostics.attributed import (
     cut_totals,
     from_other_batch,
     gradient_shares,
+    is_predictive,
     loss_of_knock_outs,
     output_ledger,
     updates,
@@ -32,10 +35,10 @@ def usefulness(tables: Tables, diagnosis: Diagnosis) -> Chart:
     """Draw what the loss rises without each block, beside the blocks that are ill, and how far each turns the tokens."""
     key, title = "block-usefulness", "What each block is worth to the loss"
     reading = (
-        "Above: the loss without all that a block writes, less the loss; bars are a standard error over the examples of the batch "
-        "where they could be told apart, circles what gradient times activation says of it, to first order. Orange blocks have a "
-        "warning or an error in the verdict. Below: the angle by which a block turns the tokens' states, over π. A knock-out takes "
-        "one part from a model trained with all of them: parts that replace each other all look idle."
+        "Above: the loss without all that a block writes, less the loss; bars are a standard error over the examples of the "
+        "batch where they could be told apart, circles what gradient times activation says of it, to first order. Orange blocks "
+        "have a warning or an error in the verdict. Below: the angle by which a block turns the tokens' states, over π. A "
+        "knock-out takes one part from a model trained with all of them: parts that replace each other all look idle."
     )
     frame = block_usefulness(tables, tuple(diagnosis))
     if not len(frame):
@@ -51,7 +54,11 @@ def usefulness(tables: Tables, diagnosis: Diagnosis) -> Chart:
     known = frame["is_useful"].notna()
     if known.any():
         n = int(frame.loc[known, "is_useful"].astype(bool).sum())
-        title += f"; {n} of {counted(int(known.sum()), 'block')} raise it beyond {KNOCK_OUT_CERTAIN:g} standard errors"
+        title += (
+            f"; {n} of {counted(int(known.sum()), 'block')} raise it beyond {KNOCK_OUT_CERTAIN:g} standard errors"
+            if is_predictive(tables)
+            else "; none is of use here: the loss is not certainly below that of the mean of the model's own predictions"
+        )
     return Chart(key, title, reading, _two_panels(frame), table=frame)
 
 
@@ -61,7 +68,9 @@ def _two_panels(frame: pd.DataFrame) -> go.Figure:
     x = [plot_text(name) for name in names]
     made = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.65, 0.35], vertical_spacing=0.08)
     drawn = go.Figure(made).update_layout(figure(height=430).layout)
-    said = [plot_text(f"{name}{': ' + code if code else ''}") for name, code in zip(names, frame["finding"], strict=True)]
+    said = [
+        plot_text(f"{name}{': ' + code if code else ''}") for name, code in zip(names, frame["finding"], strict=True)
+    ]
     colours = [DEVIATES if code else PALETTE[0] for code in frame["finding"]]
     errors = frame["standard_error"].fillna(0.0).tolist()
     hover = "%{customdata}<br>%{y:.4g}<extra>%{fullData.name}</extra>"
@@ -100,20 +109,24 @@ def ledger(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001 - cha
     """Draw what the embedding and every branch contribute to the change of the loss from a baseline."""
     key, title = "output-ledger", "What each branch contributes to the loss"
     reading = (
-        "Change of the loss from a baseline to the batch, booked to the direct path of each write to the output; what a branch does "
-        "by way of later branches is booked to those. Bars below 0 lower the loss. " + _BOOKKEEPING
+        "Change of the loss from a baseline{} to the batch, booked to the direct path of each write to the output; what a branch "
+        "does by way of later branches is booked to those. Bars below 0 lower the loss. " + _BOOKKEEPING
     )
     frame, cuts = output_ledger(tables), cut_totals(tables)
+    notes = [
+        str(note).removeprefix("baseline: ") for note in pd.concat([frame["note"], cuts["note"]]).dropna().unique()
+    ]
+    reading = reading.format(f" ({plain(notes[-1])})" if notes else "")
     if not len(frame) and not len(cuts):
         return Chart(key, title, reading, absent=f"No ledger was made. {_ASK}")
     if not len(frame):
         total = float(cuts["total"].iloc[0])
         title = f"The ledger by branch does not apply here; every cut through the stream has the same total, {number(total)}"
         reading = (
-            "Where norms stand on the stream, or the skip is gated, the last state is not the sum of the writes. Shown are captum's "
-            "integrated gradients at cuts through the stream: that they agree is forced, and ranks nothing."
+            "Where norms stand on the stream, or the skip is gated, the last state is not the sum of the writes. Shown are "
+            "captum's integrated gradients at cuts through the stream: that they agree is forced, and ranks nothing."
         )
-        return Chart(key, title, reading, table=cuts)
+        return Chart(key, title, reading, table=_shorter(cuts))
     total, error = float(frame["total"].iloc[0]), float(frame["error"].iloc[0])
     top = largest(frame.assign(size=frame["value"] * (1 if total >= 0 else -1)), "size")
     where = place_name(int(top["stack"]), int(top["block"]), str(top["branch"]))
@@ -123,8 +136,12 @@ def ledger(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001 - cha
         else f"no part is named: the values miss it by {error:.0%}"
     )
     if len(cuts):
-        reading += f" captum's totals at {len(cuts)} cuts through the stream differ from the total by {_worst(cuts)} at most."
-    return Chart(key, title, reading, _bars(frame, "value", "change of the loss"), table=frame.drop(columns=["total", "error"]))
+        reading += (
+            f" captum's totals at {len(cuts)} cuts through the stream differ from the total by {_worst(cuts)} at most."
+        )
+    return Chart(
+        key, title, reading, _bars(frame, "value", "change of the loss"), table=_shorter(frame, ["total", "error"])
+    )
 
 
 def blame(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
@@ -136,9 +153,11 @@ def blame(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
     )
     frame = updates(tables)
     if not len(frame):
-        why = "No update was attributed: attach(..., blame=True) does at a spike of the loss, attribute_update on demand."
+        why = (
+            "No update was attributed: attach(..., blame=True) does at a spike of the loss, attribute_update on demand."
+        )
         return Chart(key, title, reading, absent=why)
-    step = int(frame.loc[frame["total"].abs().idxmax(), "step"])
+    step = int(largest(frame.assign(size=frame["total"].abs()), "size")["step"])
     shown = frame[frame["step"] == step]
     blocks = shown.groupby(["stack", "block"], as_index=False)["value"].sum()
     total, error = float(shown["total"].iloc[0]), float(shown["error"].iloc[0])
@@ -155,15 +174,15 @@ def blame(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
         reading += f" The change of batch alone, at the old weights, is kept apart: {number(switched)}."
     n = frame["step"].nunique()
     reading += f" Of {n} attributed updates the one with the largest change." if n > 1 else ""
-    return Chart(key, title, reading, _bars(shown, "value", "change of the loss"), table=frame)
+    return Chart(key, title, reading, _bars(shown, "value", "change of the loss"), table=_shorter(frame))
 
 
 def shares(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
     """Draw which samples the largest gradient came from."""
     key, title = "gradient-shares", "Which samples the gradient came from"
     reading = (
-        "Share of the squared norm of the block's gradient that came from each sample of the batch, by its index; the shares add up "
-        "to 1, and one below 0 pulls the other way. The block is the one with the largest gradient; the numbers list all."
+        "Share of the squared norm of the block's gradient that came from each sample of the batch, by its index; the shares add "
+        "up to 1, and one below 0 pulls the other way. The block is the one with the largest gradient; the numbers list all."
     )
     frame = gradient_shares(tables)
     if not len(frame):
@@ -183,7 +202,7 @@ def shares(tables: Tables, diagnosis: Diagnosis) -> Chart:  # noqa: ARG001
     hover = "sample %{x}<br>%{y:.4g}<extra></extra>"
     drawn.add_trace(go.Bar(x=[str(int(s)) for s in mine["sample"]], y=mine["share"].tolist(), hovertemplate=hover))
     drawn.update_xaxes(type="category", nticks=min(len(mine), 30))
-    return Chart(key, title, reading, drawn, table=samples)
+    return Chart(key, title, reading, drawn, table=_shorter(samples, ["position"]))
 
 
 def _bars(frame: pd.DataFrame, column: str, y: str) -> go.Figure:
@@ -203,6 +222,12 @@ def _bars(frame: pd.DataFrame, column: str, y: str) -> go.Figure:
     drawn.add_trace(go.Bar(x=names, y=values, marker={"color": colours}, hovertemplate=hover))
     drawn.update_xaxes(type="category", nticks=min(len(names), 40))
     return drawn
+
+
+def _shorter(frame: pd.DataFrame, without: Sequence[str] = ()) -> pd.DataFrame:
+    """Return a table without the columns that are told elsewhere or tell nothing."""
+    empty = [name for name in ("step", "module_path") if name in frame and frame[name].isin([-1, None]).all()]
+    return frame.drop(columns=[*without, *empty, *(["note"] if "note" in frame else [])])
 
 
 def _worst(cuts: pd.DataFrame) -> str:
