@@ -110,7 +110,7 @@ def bisect(
 
     Tried are: 32 bits in place of autocast; another batch in a step's place, where that of the step has a loss unlike the
     others', and three in its place each have to remove the spike; the learning rate of the other parameter groups for one that
-    stands apart, that of the first step where all rose; one block that is not updated; gradients clipped to their usual norm;
+    stands apart, that of the steps before where all rose; one block that is not updated; gradients clipped to their usual norm;
     every learning rate a tenth. A change that removes the spike is a cause of it in these steps: why the run had come so far is
     another question.
 
@@ -255,12 +255,14 @@ def _rates(step: KeptStep) -> list[float]:
 
 
 def _risen_rate(bundle: Bundle) -> Iterator[Plan]:
-    """Yield the steps with the learning rate of the first of them, where every group's rose since."""
-    first, last = _rates(bundle.before[0]), _rates(bundle.before[-1])
-    rises = [now / before for before, now in zip(first, last, strict=True) if before > 0]
-    if rises and min(rises) > RATE_APART:
-        what = f"the learning rate of step {bundle.before[0].step}, {max(first):.3g} in place of {max(last):.3g}"
-        yield "learning rate", what, 2, [Change(rates={-1: 1 / max(rises)})]
+    """Yield the steps with the usual learning rate, or that of the first of them, where every group's rose since."""
+    last, first = _rates(bundle.before[-1]), _rates(bundle.before[0])
+    for earlier, words in ((bundle.usual_rates, "the usual learning rate"), (first, "the learning rate before")):
+        rises = [now / before for before, now in zip(earlier, last, strict=False) if before > 0]
+        if rises and min(rises) > RATE_APART:
+            what = f"{words}, {max(earlier):.3g} in place of {max(last):.3g}"
+            yield "learning rate", what, 2, [Change(rates={-1: 1 / max(rises)})]
+            return
 
 
 __all__ = ["KINDS", "Bisection", "Trial", "bisect"]

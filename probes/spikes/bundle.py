@@ -66,6 +66,7 @@ class Bundle:
         weights: parameters and buffers by name, as the first step began with them.
         state: the optimizer's state by name of a parameter, as the first step began with it.
         steps: in order; the spike's is among them, the first is before it.
+        usual_rates: the median learning rate of each of the optimizer's groups over the steps before.
     """
 
     step: int
@@ -75,6 +76,7 @@ class Bundle:
     weights: Mapping[str, Tensor]
     state: Mapping[str, Mapping[str, Tensor | Plain]]
     steps: tuple[KeptStep, ...]
+    usual_rates: tuple[float, ...] = ()
 
     @property
     def before(self) -> tuple[KeptStep, ...]:
@@ -101,6 +103,7 @@ class Bundle:
             "format": FORMAT,
             "step": self.step,
             "usual_loss": self.usual_loss,
+            "usual_rates": self.usual_rates,
             "optimizer": self.optimizer,
             "names": self.names,
             "weights": {name: _put(held, tensor) for name, tensor in self.weights.items()},
@@ -156,6 +159,7 @@ class Bundle:
                 {str(name): held[key] for name, key in values["weights"].items()},
                 {str(n): {k: _back(held, v) for k, v in own.items()} for n, own in values["state"].items()},
                 tuple(_step(held, each) for each in values["steps"]),
+                tuple(map(float, values["usual_rates"])),
             )
             if not bundle.before or not bundle.spike.forwards:
                 raise ValueError("the spike's step, or every step before it, is missing")

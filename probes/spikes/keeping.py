@@ -31,7 +31,8 @@ from .bundle import Bundle, Forward, KeptStep
 SPACING = 4  # steps between two copies of weights and optimizer state, of which two are kept
 MOST_FORWARDS = 8  # of one step
 MOST_BUNDLES = 3  # of one run: the first spikes are the causes
-USUAL = 16  # losses whose median is the usual one
+USUAL = 16  # steps whose median loss is the usual one
+LONG = 64  # steps whose median learning rate is
 RANKS = "Bundles of spikes are not kept: several ranks train this model."
 CLOSURE = "Bundles of spikes are not kept: the optimizer calls a closure."
 
@@ -89,6 +90,7 @@ class BundleDesk(DeskAround):
         self._steps: deque[_Step] = deque(maxlen=3 * SPACING)
         self._snapshots: deque[_Snapshot] = deque(maxlen=2)
         self._losses: deque[float] = deque(maxlen=USUAL)
+        self._rates: deque[tuple[float, ...]] = deque(maxlen=LONG)
         self._spiked: int | None = None
         self._now: _Step | None = None
         self._next = 0
@@ -117,6 +119,7 @@ class BundleDesk(DeskAround):
         if spiked is not None and spiked != self._spiked:
             self._spiked = spiked
             self._write(spiked)
+        self._rates.append(tuple(float(group.get("lr") or 0.0) for group in now.groups))
         if (loss := now.loss) is not None and math.isfinite(loss):
             self._losses.append(loss)
 
@@ -189,6 +192,7 @@ class BundleDesk(DeskAround):
             snapshot.weights,
             snapshot.state,
             tuple(_kept(each) for each in kept),
+            tuple(map(statistics.median, zip(*self._rates, strict=False))),
         )
         try:
             path = bundle.save(self._folder / f"step-{step}")
