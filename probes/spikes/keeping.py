@@ -174,9 +174,8 @@ class BundleDesk(DeskAround):
             self._now.gradient_norm = torch.nn.utils.get_total_norm([gradient.detach() for gradient in given])
 
     def _write(self, step: int) -> None:
-        """Write the bundle of the spike of ``step``, from the last snapshot that is two steps before it."""
-        snapshot = next((each for each in reversed(self._snapshots) if each.step <= step - 2), None)
-        snapshot = snapshot or next((each for each in self._snapshots if each.step < step), None)
+        """Write the bundle of the spike of ``step``, from the earliest snapshot before it."""
+        snapshot = next((each for each in self._snapshots if each.step < step), None)
         kept = [each for each in self._steps if snapshot is not None and each.step >= snapshot.step]
         if snapshot is None or step not in {each.step for each in kept} or not self._losses:
             self._event("bundle", f"The spike of step {step} has no bundle: what it began with is not kept any longer.")
