@@ -240,3 +240,8 @@ LOG_Z_DRIFTED = 2.0  # times where it began
 # never more than 1.7 times the median of its siblings.
 BF16_APART = 4.0
 BF16_MATTERS = 0.03
+
+# Attribution. Completeness error above which no part is named before another: sound integrals err by less than 1 %.
+INCOMPLETE = 0.05
+# Standard errors over the examples of a batch by which a knock-out must raise the loss to be more than chance.
+KNOCK_OUT_CERTAIN = 3.0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy, Point
+from .attribution.check_up import attributed
 from .batches import Batch, arguments, call, describe
 from .bf16 import bf16_error, bf16_points
 from .conservation import conservation
@@ -51,6 +52,8 @@ def examine(
     *,
     seed: int = 0,
     label: str = "",
+    attribution: bool = False,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Recording:
     """Check a model once, at init or from a checkpoint: how signal and gradient flow through it on one batch.
 
@@ -63,6 +66,9 @@ def examine(
             cross-entropy where the output holds logits for a batch of token ids.
         seed: of the noise in the active checks.
         label: a name for the model.
+        attribution: say as well which blocks matter to the loss (``usefulness``), what each branch contributes to it
+            (``output_ledger``) and which samples the gradients came from (``gradient_shares``).
+        on_progress: called, while it is attributed, with (passes done, passes in all, what it costs).
 
     Returns:
         A recording in memory, of one step, numbered 0.
@@ -105,7 +111,8 @@ def examine(
     head["gradients"] = "of one backward, before any optimizer"
     head["status"] = "closed"
     head["not_measured"] = hidden
-    return Recording(head, anatomy, log.memory())
+    recording = Recording(head, anatomy, log.memory())
+    return attributed(recording, model, batch, loss_fn, on_progress) if attribution else recording
 
 
 def _checked(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import check, compare, demo, examine, join, lab, report, what_if
+from . import attribute, bisect, check, compare, demo, examine, join, lab, report, what_if
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -23,6 +23,8 @@ app = typer.Typer(
 for command in (
     demo.demo,
     examine.examine,
+    attribute.attribute,
+    bisect.bisect,
     report.report,
     compare.compare,
     check.check,
