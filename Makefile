@@ -22,7 +22,7 @@ demo: $(VENV)/.demo $(FILES) ## install, train a small GPT-2 and four reference 
 	$(BIN)/rheoscope demo
 
 test: $(VENV)/.dev $(FILES) ## install what the tests need and run them all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev $(FILES) ## lint, format check, types
 	$(BIN)/ruff check .
