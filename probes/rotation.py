@@ -6,6 +6,8 @@ Where every position projects to the same vector, queries differ by what their p
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -18,7 +20,7 @@ from .batches import Batch
 from .running import place_of
 from .visibility import lengths_of, shape_of
 
-TOLERANCE = 0.02  # of R - 1: what a fit in float64 to float32 queries leaves is a thousandth
+TOLERANCE = 0.05  # of the turn: what a fit in float64 to float32 queries leaves is a thousandth
 LEAST_SIBLINGS = 4
 RIDGE = 1e-6  # of the queries' energy: planes that a batch hardly reaches are taken as not turned
 TURNS = 1e-3  # of a vector: below it nothing is turned
@@ -27,35 +29,48 @@ TURNS = 1e-3  # of a vector: below it nothing is turned
 def rotation(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``rotation`` of every attention branch that turns its queries, or whose siblings do.
 
-    ``observed`` is how far R - 1 is from the median of the branches of its kind and stack, over the larger of the two: 0 in a
-    model with one rotary embedding, 1 in a block without. No row where nothing is turned, and none with fewer than five
-    branches. One forward. Call it inside ``untouched(model, training=False)``.
+    ``observed`` is how far a branch's queries are turned from where the median R of its kind and stack would turn them, over the
+    larger of the two turns: 0 in a model with one rotary embedding, 1 in a block without. No row where nothing is turned, and
+    none with fewer than five branches. One forward. Call it inside ``untouched(model, training=False)``.
     """
     watch = _Turns(anatomy, lengths_of(batch))
     if not watch.lengths:
         return []
     watch.follow(model, batch)
-    order = sorted(
-        watch.turns.values(), key=lambda pair: (pair[0].stack, pair[0].kind, pair[1].shape[0], pair[0].depth)
-    )
     rows = []
-    for _, group in groupby(order, key=lambda pair: (pair[0].stack, pair[0].kind, pair[1].shape[0])):
-        pairs = list(group)
-        if len(pairs) > LEAST_SIBLINGS:
-            rows += _compared(pairs)
+    for _, group in groupby(sorted(watch.turns.values(), key=_kind), key=_kind):
+        turns = list(group)
+        if len(turns) > LEAST_SIBLINGS:
+            rows += _compared(turns)
     return rows
 
 
-def _compared(pairs: list[tuple[Branch, Tensor]]) -> list[dict[str, Any]]:
-    turns = torch.stack([turn for _, turn in pairs])
-    usual = turns.median(0).values
-    least = TURNS * usual.shape[0] ** 0.5
-    sizes = [float(turn.norm()) for turn in turns]
-    if max(sizes) < least:
+@dataclass(frozen=True)
+class _Turn:
+    """R - 1 of one branch, from the right, and the energy of its queries by direction: what none reaches counts for nothing."""
+
+    branch: Branch
+    matrix: Tensor
+    energy: Tensor
+
+    def size(self, matrix: Tensor) -> float:
+        """Return the RMS by which a matrix moves the branch's queries, over theirs."""
+        moved = torch.einsum("ij,ik,kj->", matrix, self.energy, matrix)
+        return math.sqrt(max(float(moved), 0.0) / float(self.energy.diagonal().sum()))
+
+
+def _kind(turn: _Turn) -> tuple[int, str, int]:
+    return turn.branch.stack, turn.branch.kind, len(turn.matrix)
+
+
+def _compared(turns: list[_Turn]) -> list[dict[str, Any]]:
+    usual = torch.stack([turn.matrix for turn in turns]).median(0).values
+    sizes = [max(turn.size(turn.matrix), turn.size(usual)) for turn in turns]
+    if max(sizes) < TURNS:
         return []
     return [
-        _row(branch, float((turn - usual).norm()) / max(size, float(usual.norm()), least))
-        for (branch, turn), size in zip(pairs, sizes, strict=True)
+        _row(turn.branch, turn.size(turn.matrix - usual) / max(size, TURNS))
+        for turn, size in zip(turns, sizes, strict=True)
     ]
 
 
@@ -66,7 +81,7 @@ class _Turns(AttentionCalls):
         """Know the shapes of a batch."""
         super().__init__(anatomy)
         self.lengths = lengths
-        self.turns: dict[tuple[int, int], tuple[Branch, Tensor]] = {}
+        self.turns: dict[tuple[int, int], _Turn] = {}
 
     def projected(self, branch: Branch, result: Tensor) -> Tensor:
         """Return what the first position is projected to, at all positions."""
@@ -95,7 +110,7 @@ class _Turns(AttentionCalls):
             return
         ridge = RIDGE * size / len(energy) * torch.eye(len(energy), dtype=energy.dtype, device=energy.device)
         turn = torch.linalg.solve(energy + ridge, now.mT @ (then - now))
-        self.turns[branch.stack, branch.depth] = branch, turn.cpu()
+        self.turns[branch.stack, branch.depth] = _Turn(branch, turn.cpu(), energy.cpu())
 
 
 def _row(branch: Branch, apart: float) -> dict[str, Any]:
@@ -105,5 +120,5 @@ def _row(branch: Branch, apart: float) -> dict[str, Any]:
         "observed": apart,
         "expected": 0.0,
         "tolerance": TOLERANCE,
-        "note": "how far the rotation of queries from one position to the next is from the median block's, less the identity",
+        "note": "how far queries are turned from one position to the next from where the median block turns them, over the turn",
     }
