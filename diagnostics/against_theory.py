@@ -119,6 +119,7 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
         severity="warning" if is_ill and is_seen and is_check_up else "info",
         confidence=0.6,
         block=int(start["block"]) if is_ill and start["block"] >= 0 else None,
+        stack=prediction.stack,
         component=f"stack {prediction.stack}" if not is_ill else str(start["branch"]),
         module_path="",
         step=prediction.step,

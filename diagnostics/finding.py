@@ -45,6 +45,7 @@ class Finding:
         evidence: what it rests on.
         remedy: what to do.
         reference: where the law comes from.
+        stack: index of the stack it is about; None where it is about none in particular, or the rule does not tell.
     """
 
     code: str
@@ -58,6 +59,7 @@ class Finding:
     evidence: Evidence
     remedy: str
     reference: str = ""
+    stack: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; a number that is not finite becomes None, which JSON can hold."""

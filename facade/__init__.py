@@ -4,8 +4,8 @@
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
 ``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a
-design choice changed, ``write_report`` writes one HTML file. Names load when they are used, so that reading a recording never
-imports torch.
+design choice changed, ``write_report`` writes one HTML file, ``assert_stable`` fails a test where a model is ill. Names load when
+they are used, so that reading a recording never imports torch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
     from rheoscope.reports.report import write_report
+    from rheoscope.stability import assert_stable
 
 __all__ = [
     "Anatomy",
@@ -37,6 +38,7 @@ __all__ = [
     "Probe",
     "Recording",
     "RheoscopeError",
+    "assert_stable",
     "attach",
     "compare",
     "coordinate_check",
@@ -57,6 +59,7 @@ _HOMES = {
     "Probe": "probes.recorder",
     "Recording": "probes.recording",
     "RheoscopeError": "probes.errors",
+    "assert_stable": "stability",
     "attach": "probes.recorder",
     "compare": "diagnostics.comparison",
     "coordinate_check": "lab.coordinates",

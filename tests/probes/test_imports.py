@@ -9,6 +9,7 @@ import pytest
 
 FRONTS = [
     "rheoscope",
+    "rheoscope.pytest_plugin",
     "rheoscope.probes",
     "rheoscope.probes.recording",
     "rheoscope.probes.anatomy",
