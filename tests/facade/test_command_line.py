@@ -317,6 +317,21 @@ def test_an_unknown_experiment_is_an_error_with_the_names(
     assert "Expected one of the experiments" in capsys.readouterr().err
 
 
+def test_doctor_says_what_is_here_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rheoscope.probes.kernels import by_c
+
+    monkeypatch.setattr(by_c, "kernel", None)
+    code, text = called("doctor", "--json")
+    rows = {row["part"]: row for row in json.loads(text)}
+
+    assert code == 0
+    assert rows["torch"]["found"] == torch.__version__
+    assert rows["C kernel"]["state"] == "slow"
+    assert "compiler" in rows["C kernel"]["advice"]
+    assert all(row["advice"] for row in rows.values() if row["state"] != "ok")
+    assert "C kernel: with a C compiler" in called("doctor")[1]
+
+
 def test_own_models_are_asked_for_by_their_factory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
