@@ -1,4 +1,4 @@
-"""Build a model with random weights, and a batch that fits it, from a Hugging Face config or the user's own function."""
+"""Build a model, and a batch that fits it, from a Hugging Face config, a folder with its weights, or the user's own function."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,82 @@ from rheoscope.probes.batches import Batch
 from rheoscope.probes.errors import LabError
 from torch import Tensor, nn
 
+from .stored import has_pickles_alone, weight_files
+from .texts import text_tokens, vocabulary
+
 LENGTH, BATCH = 32, 2
 MOST_BYTES = 8 * 2**30  # of parameters
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model, a batch that it accepts, and what both are.
+
+    Attributes:
+        model: with weights.
+        batch: for its forward.
+        notes: which weights and which tokens these are, in sentences; none for the user's own function.
+    """
+
+    model: nn.Module
+    batch: Batch
+    notes: tuple[str, ...] = ()
+
+
 def built(target: str, *, n_blocks: int | None = None, seed: int = 0) -> tuple[nn.Module, Batch]:
-    """Return a model and a batch for it; nothing is downloaded.
+    """Return the model and the batch of ``build``."""
+    found = build(target, n_blocks=n_blocks, seed=seed)
+    return found.model, found.batch
+
+
+def build(
+    target: str,
+    *,
+    n_blocks: int | None = None,
+    batch: Batch | None = None,
+    seed: int = 0,
+    reads_weights: bool = True,
+) -> Built:
+    """Return a model and a batch for it; nothing is downloaded, nothing is unpickled.
 
     Args:
-        target: a config.json of Hugging Face's, its folder, or a model type such as ``gpt2`` (its default config); or
-            ``module:function`` of the user's, which returns ``(model, batch)``.
+        target: a config.json of Hugging Face's (random weights), its folder (the weights that lie in it as safetensors, in
+            float32), or a model type such as ``gpt2`` (its default config); or ``module:function`` of the user's, which
+            returns ``(model, batch)``.
         n_blocks: how many blocks the config is to have instead of its own number.
-        seed: of the weights and the batch.
+        batch: the user's own, instead of one that is made here.
+        seed: of the random weights and the batch.
+        reads_weights: whether weights in the folder are read.
 
     Raises:
         LabError: the target is of none of these kinds, too large, or its model accepts no batch that is known here.
     """
     torch.manual_seed(seed)
     if _is_function(target):
-        return _from_function(target)
+        model, own = _from_function(target)
+        return Built(model, own if batch is None else batch)
     config = _config(target)
     if n_blocks is not None:
         for name in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
             if getattr(config, name, None) is not None:
                 setattr(config, name, n_blocks)
-    model = _from_config(config, target)
-    return model, _batch(model, config, target)
+    folder = Path(target)
+    if reads_weights and folder.is_dir() and weight_files(folder):
+        model, notes = _from_folder(config, folder)
+        tokens = text_tokens(folder, BATCH, LENGTH, config)
+        told = (
+            "random ids, for want of a tokenizer.json: of trained weights the loss on them says nothing"
+            if tokens is None
+            else "the standard library's source, by the folder's tokenizer"
+        )
+        notes = (*notes, f"Tokens: {told}.")
+    else:
+        model, tokens = _from_config(config, target), None
+        pickled = " The folder's weights would have to be unpickled." if has_pickles_alone(folder) else ""
+        notes = (f"Weights: random, as the model's own init draws them.{pickled}", "Tokens: random ids.")
+    if batch is not None:
+        return Built(model, batch, notes[:-1])
+    return Built(model, _batch(model, config, target, tokens), notes)
 
 
 def maker(target: str, *, n_blocks: int | None = None) -> Callable[[], nn.Module] | None:
@@ -50,7 +101,7 @@ def maker(target: str, *, n_blocks: int | None = None) -> Callable[[], nn.Module
     """
     if _is_function(target):
         return None
-    return lambda: built(target, n_blocks=n_blocks, seed=torch.initial_seed())[0]
+    return lambda: build(target, n_blocks=n_blocks, seed=torch.initial_seed(), reads_weights=False).model
 
 
 def _is_function(target: str) -> bool:
@@ -113,31 +164,69 @@ def _config(target: str) -> Any:
 
 
 def _from_config(config: Any, target: str) -> nn.Module:
+    maker = _maker(config, target)
+    with torch.device("meta"):
+        n_bytes = sum(p.numel() * p.element_size() for p in maker.from_config(config).parameters())
+    if n_bytes > MOST_BYTES:
+        raise LabError(
+            f"Expected a model of at most {MOST_BYTES / 2**30:.0f} GiB, got {n_bytes / 2**30:.1f} GiB from {target!r}. "
+            "Pass --blocks with a smaller number: the blocks are alike."
+        )
+    model: nn.Module = maker.from_config(config)
+    return model
+
+
+def _from_folder(config: Any, folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the model with the folder's weights, in float32: what is proven here is proven to 1e-5."""
+    from transformers.utils import logging
+
+    maker = _maker(config, str(folder))
+    level, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options = {"config": config, "use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
+    try:
+        model, found = maker.from_pretrained(str(folder), output_loading_info=True, **options)
+    except Exception as error:
+        raise LabError(
+            f"Expected weights of the config beside them in {str(folder)!r}, got {type(error).__name__}: {str(error)[:300]}. "
+            "Pass the config.json alone for random weights, or module:function."
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+        if shows_progress:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    notes = [f"Weights: {', '.join(file.name for file in weight_files(folder)[:3])}, read as float32."]
+    for key, words in (
+        ("missing_keys", "random, for want of them in the file"),
+        ("unexpected_keys", "in the file alone"),
+    ):
+        names = sorted(found.get(key, ()))
+        if names:
+            notes.append(f"{len(names)} weights are {words}, such as {names[0]}.")
+    return model, tuple(notes)
+
+
+def _maker(config: Any, target: str) -> Any:
+    """Return the Auto class that builds the config: that of the head its config names, else the first that knows it."""
     import transformers
 
     names = ["AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"]
     if getattr(config, "is_encoder_decoder", False):
         names.insert(0, "AutoModelForSeq2SeqLM")
-    for name in names:
-        maker = getattr(transformers, name)
-        if type(config) not in maker._model_mapping:
-            continue
-        with torch.device("meta"):
-            n_bytes = sum(p.numel() * p.element_size() for p in maker.from_config(config).parameters())
-        if n_bytes > MOST_BYTES:
-            raise LabError(
-                f"Expected a model of at most {MOST_BYTES / 2**30:.0f} GiB, got {n_bytes / 2**30:.1f} GiB from {target!r}. "
-                "Pass --blocks with a smaller number: the blocks are alike."
-            )
-        model: nn.Module = maker.from_config(config)
-        return model
-    raise LabError(f"Expected a config that transformers can build a model from, got {target!r}. Pass module:function.")
+    known = [maker for name in names if type(config) in (maker := getattr(transformers, name))._model_mapping]
+    if not known:
+        raise LabError(
+            f"Expected a config that transformers can build a model from, got {target!r}. Pass module:function."
+        )
+    heads = set(getattr(config, "architectures", None) or ())
+    return next((maker for maker in known if maker._model_mapping[type(config)].__name__ in heads), known[0])
 
 
-def _batch(model: nn.Module, config: Any, target: str) -> Batch:
+def _batch(model: nn.Module, config: Any, target: str, tokens: Tensor | None = None) -> Batch:
     """Return the first batch that the model accepts: token ids, with decoder ids, or what its main input takes."""
     errors = []
-    for batch in _candidates(model, config):
+    for batch in _candidates(model, config, tokens):
         try:
             with torch.no_grad():
                 model(**batch)
@@ -151,9 +240,9 @@ def _batch(model: nn.Module, config: Any, target: str) -> Batch:
     )
 
 
-def _candidates(model: nn.Module, config: Any) -> list[dict[str, Tensor]]:
-    text = getattr(config, "get_text_config", lambda: config)()
-    tokens = torch.randint(10, max(11, int(getattr(text, "vocab_size", 0) or 0)), (BATCH, LENGTH))
+def _candidates(model: nn.Module, config: Any, tokens: Tensor | None) -> list[dict[str, Tensor]]:
+    if tokens is None:
+        tokens = torch.randint(10, max(11, vocabulary(config)), (BATCH, LENGTH))
     candidates = []
     if getattr(config, "is_encoder_decoder", False):
         written = tokens.flip(0, 1)
