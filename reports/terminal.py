@@ -29,8 +29,8 @@ from .theme import plain
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
-_SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
+SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _CLAIM_COLOURS = {AGREES: "green", DIFFERS: "red"}
 _WIDTH = 110  # of text that is written to a file
 
@@ -106,11 +106,11 @@ def _print_list(title: str, sentences: Sequence[str], console: Console) -> None:
 def show(diagnosis: Diagnosis, console: Console | None = None, *, with_codes: bool = False) -> None:
     """Print the verdict and the findings, root cause first; with their codes where these are wanted for suppressions."""
     console = console or Console(highlight=False)
-    head = Text(diagnosis.verdict, style=_COLOURS[diagnosis.verdict])
+    head = Text(diagnosis.verdict, style=COLOURS[diagnosis.verdict])
     console.print(head.append(f"  {words.verdict_sentence(diagnosis)}", style="default"))
     lines = Table.grid(padding=(0, 2))
     for finding, item in zip(diagnosis, words.items(diagnosis), strict=True):
-        lines.add_row(Text(item.kind, style=_SEVERITY_COLOURS[item.severity]), Text(item.sentence))
+        lines.add_row(Text(item.kind, style=SEVERITY_COLOURS[item.severity]), Text(item.sentence))
         if with_codes:
             lines.add_row("", Text(place(finding), style="dim"))
         if item.remedy:
