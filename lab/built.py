@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rheoscope.probes.batches import Batch
 from rheoscope.probes.errors import LabError
+from rheoscope.probes.losses import LossFunction
 from torch import Tensor, nn
 
 from .stored import has_pickles_alone, weight_files
@@ -31,11 +32,15 @@ class Built:
         model: with weights.
         batch: for its forward.
         notes: which weights and which tokens these are, in sentences; none for the user's own function.
+        optimizer: of the user's own function; None for none.
+        loss_fn: of the user's own function, ``loss_fn(output, batch)``; None for none.
     """
 
     model: nn.Module
     batch: Batch
     notes: tuple[str, ...] = ()
+    optimizer: torch.optim.Optimizer | None = None
+    loss_fn: LossFunction | None = None
 
 
 def built(target: str, *, n_blocks: int | None = None, seed: int = 0) -> tuple[nn.Module, Batch]:
@@ -57,7 +62,7 @@ def build(
     Args:
         target: a config.json of Hugging Face's (random weights), its folder (the weights that lie in it as safetensors, in
             float32), or a model type such as ``gpt2`` (its default config); or ``module:function`` of the user's, which
-            returns ``(model, batch)``.
+            returns ``(model, batch)``, and behind them, if it likes, an optimizer and a ``loss_fn(output, batch)``.
         n_blocks: how many blocks the config is to have instead of its own number.
         batch: the user's own, instead of one that is made here.
         seed: of the random weights and the batch.
@@ -68,8 +73,8 @@ def build(
     """
     torch.manual_seed(seed)
     if _is_function(target):
-        model, own = _from_function(target)
-        return Built(model, own if batch is None else batch)
+        own = _from_function(target)
+        return own if batch is None else replace(own, batch=batch)
     config = _config(target)
     if n_blocks is not None:
         for name in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
@@ -126,12 +131,20 @@ def imported(target: str) -> Any:
         sys.path.pop(0)
 
 
-def _from_function(target: str) -> tuple[nn.Module, Batch]:
+def _from_function(target: str) -> Built:
     found = imported(target)()
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)):
+    if not (isinstance(found, tuple) and len(found) >= 2 and isinstance(found[0], nn.Module)):
         raise LabError(f"Expected {target!r} to return (model, batch), got {type(found).__name__}. Return both.")
-    model, batch = found
-    return model, batch
+    model, batch, *rest = found
+    optimizers = [each for each in rest if isinstance(each, torch.optim.Optimizer)]
+    losses = [each for each in rest if callable(each) and not isinstance(each, torch.optim.Optimizer)]
+    if len(optimizers) > 1 or len(losses) > 1 or len(rest) != len(optimizers) + len(losses):
+        kinds = ", ".join(type(each).__name__ for each in rest)
+        raise LabError(
+            f"Expected an optimizer and a loss_fn(output, batch) at most behind (model, batch) of {target!r}, got {kinds}. "
+            "Leave the others out."
+        )
+    return Built(model, batch, optimizer=optimizers[0] if optimizers else None, loss_fn=losses[0] if losses else None)
 
 
 def _config(target: str) -> Any:

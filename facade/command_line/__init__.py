@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import check, compare, demo, doctor, examine, join, lab, report, watch, what_if
+from . import check, compare, demo, doctor, examine, join, lab, preflight, report, watch, what_if
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -29,6 +29,7 @@ for command in (
     join.join,
     lab.lab,
     what_if.what_if,
+    preflight.preflight,
     doctor.doctor,
     watch.watch,
 ):

@@ -40,7 +40,7 @@ def examine(
         return
     from rheoscope.probes.check_up import examine as examine_model
 
-    recording = examine_model(found.model, found.batch, label=f"{target}, a check-up")
+    recording = examine_model(found.model, found.batch, found.loss_fn, label=f"{target}, a check-up")
     show_anatomy(recording.anatomy)
     diagnosis = diagnose(recording)
     show(diagnosis)
