@@ -240,3 +240,7 @@ LOG_Z_DRIFTED = 2.0  # times where it began
 # never more than 1.7 times the median of its siblings.
 BF16_APART = 4.0
 BF16_MATTERS = 0.03
+
+# Between two checkpoints blocks change by factors that differ with depth; one that changed by half as much again as any other is
+# looked at. Chosen: no paper gives one.
+DRIFT_APART = 1.5

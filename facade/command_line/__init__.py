@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import check, compare, demo, doctor, examine, join, lab, preflight, report, watch, what_if
+from . import autopsy, check, compare, demo, doctor, examine, join, lab, preflight, report, watch, what_if
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -30,6 +30,7 @@ for command in (
     lab.lab,
     what_if.what_if,
     preflight.preflight,
+    autopsy.autopsy,
     doctor.doctor,
     watch.watch,
 ):
