@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import batch_of, gpt2
+from rheoscope.diagnostics.comparison import Comparison
+from rheoscope.diagnostics.diagnosis import diagnose
 from rheoscope.probes.recording import Recording
 from rheoscope.reports import report as report_module
-from rheoscope.reports.terminal import as_text
 from zoo.stubs import stub_torchvision
 
 ROOT = Path(__file__).parents[2]
@@ -22,13 +23,12 @@ WITH_RANKS = {
     "train_with_fsdp2.py": "runs/*",
     "train_a_pipeline.py": "pipeline-run",
 }
-# A rank of a size for tests, its report as text: a page takes seconds to draw.
+# A rank of a size for tests, its report a line: a page takes seconds to draw, and has tests of its own.
 SMALL = """
 import runpy
 from rheoscope.reports import report
-from rheoscope.reports.terminal import as_text
 
-report.FORMS["html"] = as_text
+report.render = lambda subject, diagnosis=None, form="html": f"Written by Rheoscope. {{subject!r}}"
 example = runpy.run_path({example!r})
 example["main"].__globals__["STEPS"] = {steps}
 example["main"]()
@@ -73,12 +73,17 @@ def test_example_of_several_processes_ends_with_one_report(name: str, tmp_path: 
 
 
 @pytest.fixture
-def _text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write reports as text, whatever their name: pages have tests of their own, and take seconds."""
-    monkeypatch.setitem(report_module.FORMS, "html", as_text)
+def _line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write verdicts instead of pages, which take seconds to draw and have tests of their own."""
+
+    def line(subject: Recording | Comparison, diagnosis: object = None, *, form: str) -> str:
+        verdicts = [d.verdict for d in subject.diagnoses.values()] if isinstance(subject, Comparison) else []
+        return f"Written by Rheoscope. {verdicts or diagnose(subject).verdict}"
+
+    monkeypatch.setattr(report_module, "render", line)
 
 
-@pytest.mark.usefixtures("_text_alone")
+@pytest.mark.usefixtures("_line_alone")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in WITH_RANKS))
 def test_example_ends_with_a_report(
