@@ -54,7 +54,8 @@ bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this m
 	$(BIN)/python benchmarks/report.py docs/performance.md
 
 docs: $(VENV)/.docs $(FILES) ## build the documentation into site/; any warning is an error
-	$(BIN)/python docs/build.py
+	$(BIN)/python benchmarks/reference.py docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 release: $(VENV)/.dev ## build sdist and wheel into dist/, install the wheel where no compiler is, run README's example there
 	PYTHONPATH=tests $(BIN)/python -m release
