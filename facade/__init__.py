@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rheoscope.probes.recording import Recording
     from rheoscope.reports.report import write_report
     from rheoscope.stability import assert_stable
+    from rheoscope.watching import watch
 
 __all__ = [
     "Anatomy",
@@ -46,6 +47,7 @@ __all__ = [
     "discover",
     "examine",
     "scale_up",
+    "watch",
     "what_if",
     "write_report",
 ]
@@ -67,6 +69,7 @@ _HOMES = {
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
     "scale_up": "lab.scale_up",
+    "watch": "watching",
     "what_if": "lab.what_if",
     "write_report": "reports.report",
 }

@@ -159,7 +159,7 @@ def _config(target: str) -> Any:
     path = Path(target)
     if path.is_dir():
         path = path / "config.json"
-    if path.is_file():
+    if path.is_file() and path.suffix != ".py":
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return AutoConfig.for_model(**values)
@@ -168,6 +168,11 @@ def _config(target: str) -> Any:
                 f"Expected a Hugging Face config with a model_type in {str(path)!r}, got {str(error)[:200]}. "
                 "Pass the config.json that lies beside a model's weights."
             ) from error
+    if path.suffix == ".py" and path.is_file():
+        raise LabError(
+            f"Expected a function that returns (model, batch), got the script {target!r}, which would train. Pass "
+            f"{path.stem}:function."
+        )
     if target in CONFIG_MAPPING:
         return AutoConfig.for_model(target)
     raise LabError(

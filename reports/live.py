@@ -48,9 +48,14 @@ def print_view(found: RenderableType) -> None:
     Console(highlight=False).print(found)
 
 
-def waiting(folder: str) -> RenderableType:
+def waiting(folder: str, *, has_stages: bool) -> RenderableType:
     """Return what is shown before the run has written anything."""
-    return Text(f"Waiting for the first steps in {plain(folder, 300)}.", style="dim")
+    more = (
+        " Stages of a pipeline are joined when it closes: watch one of those in its folder stages."
+        if has_stages
+        else ""
+    )
+    return Text(f"Waiting for the first steps in {plain(folder, 300)}.{more}", style="dim")
 
 
 def view(latest: Latest, diagnosis: Diagnosis) -> RenderableType:

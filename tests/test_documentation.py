@@ -196,7 +196,9 @@ def test_every_code_is_in_the_catalogue_of_rules() -> None:
 
 
 def test_every_page_is_in_the_navigation_and_every_link_leads_to_one() -> None:
-    navigation = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2], re.M))
+    navigation = set(
+        re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2], re.M)
+    )
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     links = [
         (page, link)

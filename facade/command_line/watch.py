@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +14,7 @@ from .check import FailOn
 
 if TYPE_CHECKING:
     from rheoscope.alarm import Alarm
+    from rheoscope.diagnostics.finding import Finding
 
 MOST_UNREADABLE = 5  # readings in a row: a run that is just being closed moves its files once
 SHARE = 3  # a reading may take one part in so many of the time between two
@@ -20,7 +24,7 @@ def watch(
     recording: Annotated[Path, typer.Argument(help="Folder of the recording; it may be of a run that begins later.")],
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two readings.")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Print what is there now, and end.")] = False,
-    fail_on: Annotated[FailOn, typer.Option(help="Lowest severity that --exec is for.")] = FailOn.warning,
+    fail_on: Annotated[FailOn, typer.Option(help="Lowest severity that --exec and --json are for.")] = FailOn.warning,
     command: Annotated[
         str | None,
         typer.Option(
@@ -29,55 +33,67 @@ def watch(
             "RHEOSCOPE_SENTENCE and others in its environment. No shell.",
         ),
     ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print each new finding as a line of JSON, and no view.")
+    ] = False,
 ) -> None:
     """Show depth profiles and findings of a run while it goes on, from its log alone; ends when the run is closed."""
-    from rheoscope.alarm import Alarm
+    from rheoscope.alarm import Alarm, as_line, by_command
+    from rheoscope.reports.live import live, print_view
 
-    alarm = None if command is None else Alarm(command, fail_on.value)
+    alarms = [] if command is None else [Alarm(by_command(command), fail_on.value)]
+    if json:
+
+        def tell(finding: Finding, folder: Path) -> list[str]:
+            typer.echo(as_line(finding, folder))
+            sys.stdout.flush()
+            return []
+
+        alarms.append(Alarm(tell, fail_on.value))
     if once:
-        from rheoscope.reports.live import print_view
-
-        shown, _, failed = _read(recording, alarm)
-        print_view(shown)
+        shown, _, failed = _read(recording, alarms)
+        if not json:
+            print_view(shown)
         for sentence in failed:
             typer.echo(sentence, err=True)
         return
     try:
-        _follow(recording, every, alarm)
+        if json:
+            _follow(recording, every, alarms, lambda _: None)
+        else:
+            with live() as update:
+                _follow(recording, every, alarms, update)
     except KeyboardInterrupt:
         typer.echo("")
 
 
-def _follow(recording: Path, every: float, alarm: Alarm | None) -> None:
-    import time
-
+def _follow(recording: Path, every: float, alarms: list[Alarm], update: Callable[[Any], None]) -> None:
     from rheoscope.probes.errors import RecordingError
-    from rheoscope.reports.live import live, waiting
+    from rheoscope.reports.live import waiting
 
     n_unreadable, seen, told = 0, object(), False
-    with live() as update:
-        while True:
-            begun, state = time.monotonic(), _state(recording)
-            if not (recording / "manifest.json").is_file():
-                if not told:
-                    update(waiting(str(recording)))
-                told = True
-            elif state != seen:
-                try:
-                    shown, is_closed, failed = _read(recording, alarm)
-                except RecordingError:
-                    # Closing a run turns its streams into tables: a reading between the two finds neither.
-                    n_unreadable += 1
-                    if n_unreadable >= MOST_UNREADABLE:
-                        raise
-                else:
-                    n_unreadable, seen = 0, state
-                    update(shown)
-                    for sentence in failed:
-                        typer.echo(sentence, err=True)
-                    if is_closed:
-                        return
-            time.sleep(max(every, SHARE * (time.monotonic() - begun)))
+    while True:
+        begun, state = time.monotonic(), _state(recording)
+        if not (recording / "manifest.json").is_file():
+            if not told:
+                update(waiting(str(recording), has_stages=(recording / "stages").is_dir()))
+            told = True
+        elif state != seen:
+            try:
+                shown, is_closed, failed = _read(recording, alarms)
+            except RecordingError:
+                # Closing a run turns its streams into tables: a reading between the two finds neither.
+                n_unreadable += 1
+                if n_unreadable >= MOST_UNREADABLE:
+                    raise
+            else:
+                n_unreadable, seen = 0, state
+                update(shown)
+                for sentence in failed:
+                    typer.echo(sentence, err=True)
+                if is_closed:
+                    return
+        time.sleep(max(every, SHARE * (time.monotonic() - begun)))
 
 
 def _state(recording: Path) -> tuple[tuple[str, int, int], ...]:
@@ -92,8 +108,8 @@ def _state(recording: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple(found)
 
 
-def _read(recording: Path, alarm: Alarm | None) -> tuple[Any, bool, list[str]]:
-    """Return the view, whether the run has ended, and what failed of the alarm."""
+def _read(recording: Path, alarms: list[Alarm]) -> tuple[Any, bool, list[str]]:
+    """Return the view, whether the run has ended, and what failed of the alarms."""
     from rheoscope.diagnostics.diagnosis import diagnose
     from rheoscope.diagnostics.latest import latest
     from rheoscope.probes.recording import Recording
@@ -101,5 +117,5 @@ def _read(recording: Path, alarm: Alarm | None) -> tuple[Any, bool, list[str]]:
 
     found = Recording.load(recording)
     stand, diagnosis = latest(found), diagnose(found)
-    failed = [] if alarm is None else alarm.sound(diagnosis, recording)
+    failed = [sentence for alarm in alarms for sentence in alarm.sound(diagnosis, recording)]
     return view(stand, diagnosis), stand.is_closed, failed

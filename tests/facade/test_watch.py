@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import rheoscope as rs
 import torch
 from oracles import NanoGPT, batch_of, loss_of
-from rheoscope.alarm import Alarm
+from rheoscope.alarm import Alarm, by_command
 from rheoscope.command_line import app
 from rheoscope.diagnostics.diagnosis import Diagnosis
 from rheoscope.diagnostics.finding import Evidence, Finding
@@ -93,7 +94,7 @@ def test_an_alarm_is_given_once_and_names_stay_data(tmp_path: Path, monkeypatch:
         "print(json.dumps(told), file=open('told.jsonl', 'a'))\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    alarm = Alarm(f"{script} --to 'the team'", "warning")
+    alarm = Alarm(by_command(f"{script} --to 'the team'"), "warning")
 
     failed = alarm.sound(Diagnosis((finding(), replace(finding(), severity="info"))), tmp_path)
     failed += alarm.sound(Diagnosis((finding(),)), tmp_path)
@@ -108,14 +109,45 @@ def test_an_alarm_is_given_once_and_names_stay_data(tmp_path: Path, monkeypatch:
 
 
 def test_an_alarm_that_fails_is_said_and_one_that_cannot_start_is_refused(tmp_path: Path) -> None:
-    assert Alarm("false", "warning").sound(Diagnosis((finding(),)), tmp_path) == ["The command for odd ended with 1."]
+    failing = Alarm(by_command("false"), "warning")
+
+    assert failing.sound(Diagnosis((finding(),)), tmp_path) == ["The command for odd ended with 1."]
     with pytest.raises(RheoscopeError, match="Expected a program"):
-        Alarm("no-such-program --x", "warning")
+        by_command("no-such-program --x")
     with pytest.raises(RheoscopeError, match="Close its quotes"):
-        Alarm("echo 'a", "warning")
+        by_command("echo 'a")
 
 
 def test_sparks_rise_from_the_least_to_the_largest() -> None:
     assert sparks([0.0, 0.5, 1.0]) == "▁▄█"
     assert sparks([1.0, 1.0]) == "▁▁"
     assert sparks([1.0]) == ""
+
+
+def test_a_function_hears_of_each_finding_of_a_run_once_and_may_fail(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    heard: list[str] = []
+
+    def tell(found: Finding) -> None:
+        heard.append(found.code)
+        raise ValueError("the function's own error")
+
+    model = NanoGPT(n_blocks=6).train()
+    with torch.no_grad():
+        dict(model.named_parameters())["blocks.3.mlp.0.weight"].mul_(50)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with rs.watch(folder, tell, every=60), attach(model, optimizer, every=1, folder=folder) as probe:
+        for step in range(2):
+            loss = loss_of(model, batch_of(model, seed=step))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(loss)
+
+    wanted = [found for found in rs.diagnose(probe.recording) if found.severity != "info"]
+    assert "weight-scale" in heard
+    assert sorted(heard) == sorted(found.code for found in wanted)
+
+
+def test_a_finding_survives_its_plain_form() -> None:
+    assert Finding.from_json(json.loads(json.dumps(finding().to_json()))) == finding()

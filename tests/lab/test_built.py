@@ -75,6 +75,7 @@ def test_a_function_of_the_users_is_called(tmp_path: Path, monkeypatch: pytest.M
     [
         ("no-such-type", "Expected a config.json, its folder, a model type"),
         ("no_such_module:make", "Expected module:function that can be imported"),
+        (__file__, "which would train"),
         ("json:loads_of_nothing", "Expected module:function that can be imported"),
     ],
 )
