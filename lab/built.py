@@ -32,6 +32,7 @@ class Built:
         model: with weights.
         batch: for its forward.
         notes: which weights and which tokens these are, in sentences; none for the user's own function.
+        is_guessing: whether trained weights are to be asked for random tokens, on which their loss says nothing.
         optimizer: of the user's own function; None for none.
         loss_fn: of the user's own function, ``loss_fn(output, batch)``; None for none.
     """
@@ -39,6 +40,7 @@ class Built:
     model: nn.Module
     batch: Batch
     notes: tuple[str, ...] = ()
+    is_guessing: bool = False
     optimizer: torch.optim.Optimizer | None = None
     loss_fn: LossFunction | None = None
 
@@ -81,7 +83,8 @@ def build(
             if getattr(config, name, None) is not None:
                 setattr(config, name, n_blocks)
     folder = Path(target)
-    if reads_weights and folder.is_dir() and weight_files(folder):
+    has_weights = reads_weights and folder.is_dir() and bool(weight_files(folder))
+    if has_weights:
         model, notes = _from_folder(config, folder)
         tokens = text_tokens(folder, BATCH, LENGTH, config)
         told = (
@@ -96,7 +99,8 @@ def build(
         notes = (f"Weights: random, as the model's own init draws them.{pickled}", "Tokens: random ids.")
     if batch is not None:
         return Built(model, batch, notes[:-1])
-    return Built(model, _batch(model, config, target, tokens), notes)
+    is_guessing = tokens is None and has_weights
+    return Built(model, _batch(model, config, target, tokens), notes, is_guessing)
 
 
 def maker(target: str, *, n_blocks: int | None = None) -> Callable[[], nn.Module] | None:

@@ -26,6 +26,7 @@ def examine(
 ) -> None:
     """Find the residual stream of a model, prove it, and check one forward and backward."""
     from rheoscope.diagnostics.diagnosis import diagnose
+    from rheoscope.diagnostics.suppression import Suppression, gate
     from rheoscope.lab.built import build
     from rheoscope.lab.stored import read_batch
     from rheoscope.reports.terminal import show, show_anatomy
@@ -42,7 +43,8 @@ def examine(
 
     recording = examine_model(found.model, found.batch, found.loss_fn, label=f"{target}, a check-up")
     show_anatomy(recording.anatomy)
-    diagnosis = diagnose(recording)
+    known = [Suppression("worse-than-guessing", "the tokens are random")] if found.is_guessing else []
+    diagnosis = gate(diagnose(recording), known).diagnosis
     show(diagnosis)
     if output is not None:
         from rheoscope.reports.report import write_report

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from rheoscope.command_line import app
 from rheoscope.diagnostics.preflight import Preflight
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.preflight import preflight
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.reports.preflight_screen import show_preflight
 from rich.console import Console
+from typer.testing import CliRunner
 
 TOKENS = torch.randint(256, (2, 13), generator=torch.Generator().manual_seed(0))
 BATCH = (TOKENS[:, :-1], TOKENS[:, 1:])
@@ -82,3 +86,22 @@ def test_an_optimizer_that_moves_nothing_of_the_blocks_stops() -> None:
     optimizer = torch.optim.SGD([list(built.parameters())[-1]], lr=0.1)
 
     assert marks(preflight(built, BATCH, optimizer, n_steps=3))["updates"] == "stop"
+
+
+def test_the_command_says_no_go_of_a_model_that_is_ill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ill_model.py").write_text(
+        "import torch\nfrom rheoscope.lab.architecture import Architecture\n"
+        "from rheoscope.lab.transformer import ReferenceTransformer\ndef make():\n"
+        "    model = ReferenceTransformer(Architecture(n_blocks=2, width=16, n_heads=2, context=8), seed=0)\n"
+        "    tokens = torch.zeros(2, 8, dtype=torch.int64)\n"
+        "    frozen = torch.optim.SGD([list(model.parameters())[-1]], lr=0.1)\n"
+        "    return model, (tokens, tokens), frozen, lambda output, batch: output.loss\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(app, ["preflight", "ill_model:make", "--json", "--steps", "3"])
+
+    assert result.exit_code == 1
+    value = json.loads(result.stdout)
+    assert value["verdict"] == "NO-GO"
+    assert [line["what"] for line in value["lines"] if line["mark"] == "stop"] == ["updates"]
