@@ -12,6 +12,7 @@ import rheoscope
 import torch
 import typer
 from oracles import batch_of, gpt2
+from rheoscope import watching
 from rheoscope.command_line import app
 from rheoscope.probes.schema import FORMAT, TABLES
 from rheoscope.reports import report as report_module
@@ -131,6 +132,8 @@ def test_every_python_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(
         report_module, "render", lambda subject, diagnosis=None, *, form: f"Written by Rheoscope. {form}"
     )
+    # Nor is a process started to judge a run: that is tested beside the command.
+    monkeypatch.setattr(watching, "_start", lambda command: None)
     found = surroundings()
 
     for number, block in enumerate(blocks(page, "python")):
