@@ -23,6 +23,7 @@ from .theme import number, plain
 Update = Callable[[RenderableType], None]
 MOST_BLOCKS, MOST_FINDINGS = 16, 6
 BAR, SPARKS, MOST_SPARKS = 4, "▁▂▃▄▅▆▇█", 60
+LEAST_SPAN = math.log(2)
 # Title, whether bars are drawn and whether the change is told: what fits into 80 columns.
 COLUMNS = {
     "state_rms": ("state RMS", True, True),
@@ -133,9 +134,14 @@ def _short(value: float) -> str:
 
 
 def _span(values: pd.Series) -> tuple[float, float]:
+    """Return the ends of the bars, in logarithms: those of the values, a factor of two apart at least."""
     known = values.to_numpy(float)
     known = np.log(known[np.isfinite(known) & (known > 0)])
-    return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    if not len(known):
+        return 0.0, 0.0
+    low, high = float(known.min()), float(known.max())
+    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - missing, high + missing
 
 
 def _findings(diagnosis: Diagnosis) -> Table:
