@@ -32,7 +32,8 @@ def rules_page() -> str:
         "# The rules\n",
         HEAD,
         "In the order in which they are asked; a finding's code is the name by which it is suppressed. "
-        "[What a diagnosis can say](findings.md) lists the codes by subject.\n",
+        "[What a diagnosis can say](findings.md) lists the codes by subject. "
+        "Pictures are measured: `python benchmarks/pictures.py` plants a fault in a small model.\n",
     ]
     return "\n".join([*parts, *(_rule(rule) for rule in (*RULES, against_baseline))])
 
@@ -71,6 +72,10 @@ def _rule(rule: object) -> str:
     if limits:
         values = ", ".join(f"`{limit}` = {getattr(thresholds, limit)!r}" for limit in limits)
         lines.append(f"**Limits** {values}\n")
+    pictures = [
+        f"images/rules/{code}.svg" for code in codes if (ROOT / "docs" / "images" / "rules" / f"{code}.svg").is_file()
+    ]
+    lines += [f"![{Path(picture).stem}: a good and a bad model, by block]({picture})\n" for picture in pictures]
     lines.append(f"<small>`diagnostics/{Path(str(module.__file__)).name}`</small>\n")
     return "\n".join(lines)
 
