@@ -27,6 +27,7 @@ from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss, worse_than_guessing
+from .lone_blocks import rotation, silent_heads, stray_terms
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms
@@ -56,6 +57,9 @@ RULES: tuple[Rule, ...] = (
     skip_scale,
     logit_scale,
     odd_block,
+    stray_terms,
+    rotation,
+    silent_heads,
     loss_scale,
     odd_branches,
     odd_dropout,

@@ -4,8 +4,9 @@
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
 ``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a
-design choice changed, ``write_report`` writes one HTML file, ``assert_stable`` fails a test where a model is ill. Names load when
-they are used, so that reading a recording never imports torch.
+design choice changed, ``write_report`` writes one HTML file. ``attribute_update``, ``usefulness``, ``output_ledger`` and
+``gradient_shares`` say which part is responsible. ``assert_stable`` fails a test where a model is ill, ``watch`` tells of
+findings while a run trains. Names load when they are used, so that reading a recording never imports torch.
 """
 
 from __future__ import annotations
@@ -21,17 +22,25 @@ if TYPE_CHECKING:
     from rheoscope.lab.scale_up import scale_up
     from rheoscope.lab.what_if import what_if
     from rheoscope.probes.anatomy import Anatomy
+    from rheoscope.probes.attribution.blame import attribute_update
+    from rheoscope.probes.attribution.knock_out import usefulness
+    from rheoscope.probes.attribution.ledger import output_ledger
+    from rheoscope.probes.attribution.result import Attribution
+    from rheoscope.probes.attribution.shares import gradient_shares
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
     from rheoscope.probes.errors import RheoscopeError
     from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
+    from rheoscope.probes.spikes.bisection import Bisection, bisect
     from rheoscope.reports.report import write_report
     from rheoscope.stability import assert_stable
     from rheoscope.watching import watch
 
 __all__ = [
     "Anatomy",
+    "Attribution",
+    "Bisection",
     "Comparison",
     "Cycle",
     "Diagnosis",
@@ -41,12 +50,17 @@ __all__ = [
     "RheoscopeError",
     "assert_stable",
     "attach",
+    "attribute_update",
+    "bisect",
     "compare",
     "coordinate_check",
     "diagnose",
     "discover",
     "examine",
+    "gradient_shares",
+    "output_ledger",
     "scale_up",
+    "usefulness",
     "watch",
     "what_if",
     "write_report",
@@ -54,6 +68,8 @@ __all__ = [
 
 _HOMES = {
     "Anatomy": "probes.anatomy",
+    "Attribution": "probes.attribution.result",
+    "Bisection": "probes.spikes.bisection",
     "Comparison": "diagnostics.comparison",
     "Cycle": "probes.recorder",
     "Diagnosis": "diagnostics.diagnosis",
@@ -63,12 +79,17 @@ _HOMES = {
     "RheoscopeError": "probes.errors",
     "assert_stable": "stability",
     "attach": "probes.recorder",
+    "attribute_update": "probes.attribution.blame",
+    "bisect": "probes.spikes.bisection",
     "compare": "diagnostics.comparison",
     "coordinate_check": "lab.coordinates",
     "diagnose": "diagnostics.diagnosis",
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
+    "gradient_shares": "probes.attribution.shares",
+    "output_ledger": "probes.attribution.ledger",
     "scale_up": "lab.scale_up",
+    "usefulness": "probes.attribution.knock_out",
     "watch": "watching",
     "what_if": "lab.what_if",
     "write_report": "reports.report",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rheoscope.probes.errors import LabError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 SUFFIX, INDEX = ".safetensors", "model.safetensors.index.json"
@@ -53,12 +54,8 @@ def stored(files: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors of safetensors files, on the CPU, one at a time.
 
     Raises:
-        LabError: safetensors is not installed, or a file is none of its kind.
+        LabError: a file is none of its kind.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise LabError("Expected safetensors to read weights, got none installed. pip install safetensors.") from error
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:

@@ -16,11 +16,10 @@ from .kernels import N_SUMS, by_c, by_torch
 OK, ABSENT, SLOW = "ok", "absent", "slow"
 N_VALUES = 2**20  # 4 MB: more than a core's caches, as activations are
 REPEATS = 9
-NEEDED = ("torch", "numpy", "pandas", "pyarrow", "plotly", "jinja2", "rich", "typer", "captum")
+NEEDED = ("torch", "numpy", "pandas", "pyarrow", "plotly", "jinja2", "rich", "typer", "captum", "safetensors")
 # Library, the extra that brings it, and what it is for.
 OPTIONAL = (
     ("transformers", "hf", "models of Hugging Face"),
-    ("safetensors", "hf", "weights from a folder"),
     ("lightning", "lightning", "its Trainer"),
     ("accelerate", "accelerate", "its loops"),
     ("tensorboard", "tensorboard", "its event files"),

@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import autopsy, check, compare, demo, doctor, examine, join, lab, preflight, report, watch, what_if
+from . import (
+    attribute,
+    autopsy,
+    bisect,
+    check,
+    compare,
+    demo,
+    doctor,
+    examine,
+    join,
+    lab,
+    preflight,
+    report,
+    watch,
+    what_if,
+)
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -23,6 +38,8 @@ app = typer.Typer(
 for command in (
     demo.demo,
     examine.examine,
+    attribute.attribute,
+    bisect.bisect,
     report.report,
     compare.compare,
     check.check,

@@ -340,3 +340,24 @@ def test_own_models_are_asked_for_by_their_factory(
     code, output = called("lab", "coordinates", "--factory", "a:b", "--sizes", "12")
     assert code == 2
     assert "WIDTHxDEPTH" in output
+
+
+def test_attribute_says_who_is_responsible_and_writes_it_into_a_report(tmp_path: Path) -> None:
+    code, text = called("attribute", "attribute_target:built", "-o", tmp_path / "page.html")
+
+    words = " ".join(text.split())
+    assert code == 0
+    assert "usefulness (" in words
+    assert "Taking out block" in words
+    assert "ledger (" in words
+    assert "The largest gradient is that of block" in words
+    assert "not causality" in words
+    assert "block-usefulness" in (tmp_path / "page.html").read_text()
+
+
+def test_attribute_answers_the_one_question_that_is_asked() -> None:
+    code, text = called("attribute", "attribute_target:built", "--what", "gradient")
+
+    assert code == 0
+    assert "gradient (" in text
+    assert "usefulness" not in text
