@@ -12,7 +12,7 @@ KERNEL := setup.py $(wildcard probes/kernels/*.c probes/kernels/*.h)
 # The editable install links file by file: it is renewed when the set of files changes, or the text of what is compiled.
 FILES := $(VENV)/.files-$(shell (printf '%s\n' $(SOURCES) | sort; cat $(KERNEL)) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format install zoo identity fuzz verdicts spikes theory lab attribution bench clean
+.PHONY: demo test check format install zoo identity fuzz verdicts spikes theory lab attribution bench docs release clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -60,6 +60,13 @@ attribution: $(VENV)/.dev $(FILES) ## measure whom attribution names and how it 
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md
 
+docs: $(VENV)/.docs $(FILES) ## build the documentation into site/; any warning is an error
+	$(BIN)/python benchmarks/reference.py docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+release: $(VENV)/.dev ## build sdist and wheel into dist/, install the wheel where no compiler is, run README's example there
+	PYTHONPATH=tests $(BIN)/python -m release
+
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -80,10 +87,14 @@ $(VENV)/.dev: $(VENV)/.torch setup.cfg pyproject.toml
 	$(INSTALL) -c constraints.txt -e '.[hf,dev]'
 	@rm -f $(VENV)/.files-* && touch $(FILES) $@
 
+$(VENV)/.docs: $(VENV)/.torch setup.cfg pyproject.toml
+	$(INSTALL) -c constraints.txt -e '.[docs]'
+	@rm -f $(VENV)/.files-* && touch $(FILES) $@
+
 $(VENV)/.files-%: $(VENV)/.torch
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/.files-*
 	@touch $@
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -5,7 +5,8 @@
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
 ``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a
 design choice changed, ``write_report`` writes one HTML file. ``attribute_update``, ``usefulness``, ``output_ledger`` and
-``gradient_shares`` say which part is responsible. Names load when they are used, so that reading a recording never imports torch.
+``gradient_shares`` say which part is responsible. ``assert_stable`` fails a test where a model is ill, ``watch`` tells of
+findings while a run trains. Names load when they are used, so that reading a recording never imports torch.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from rheoscope.probes.recording import Recording
     from rheoscope.probes.spikes.bisection import Bisection, bisect
     from rheoscope.reports.report import write_report
+    from rheoscope.stability import assert_stable
+    from rheoscope.watching import watch
 
 __all__ = [
     "Anatomy",
@@ -45,6 +48,7 @@ __all__ = [
     "Probe",
     "Recording",
     "RheoscopeError",
+    "assert_stable",
     "attach",
     "attribute_update",
     "bisect",
@@ -57,6 +61,7 @@ __all__ = [
     "output_ledger",
     "scale_up",
     "usefulness",
+    "watch",
     "what_if",
     "write_report",
 ]
@@ -72,6 +77,7 @@ _HOMES = {
     "Probe": "probes.recorder",
     "Recording": "probes.recording",
     "RheoscopeError": "probes.errors",
+    "assert_stable": "stability",
     "attach": "probes.recorder",
     "attribute_update": "probes.attribution.blame",
     "bisect": "probes.spikes.bisection",
@@ -84,6 +90,7 @@ _HOMES = {
     "output_ledger": "probes.attribution.ledger",
     "scale_up": "lab.scale_up",
     "usefulness": "probes.attribution.knock_out",
+    "watch": "watching",
     "what_if": "lab.what_if",
     "write_report": "reports.report",
 }

@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import attribute, bisect, check, compare, demo, examine, join, lab, report, what_if
+from . import (
+    attribute,
+    autopsy,
+    bisect,
+    check,
+    compare,
+    demo,
+    doctor,
+    examine,
+    join,
+    lab,
+    preflight,
+    report,
+    watch,
+    what_if,
+)
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -31,6 +46,10 @@ for command in (
     join.join,
     lab.lab,
     what_if.what_if,
+    preflight.preflight,
+    autopsy.autopsy,
+    doctor.doctor,
+    watch.watch,
 ):
     app.command()(command)
 
