@@ -95,6 +95,8 @@ class Rerun:
 
     def base(self) -> End:
         """Run the steps as they were, and learn how the loop scales and clips its gradients."""
+        with self._as_the_run():
+            self.ill = _unlike(self._losses(Change()))
         end = self.run(Change())
         largest = max(self.ratios.values(), default=1.0)
         clipped = [
@@ -115,11 +117,6 @@ class Rerun:
                 self._step(
                     each, given[change.batches.get(each.step, each.step)].forwards, optimizer, change, is_base=is_base
                 )
-            return self._end(change)
-
-    def at_start(self, change: Change) -> End:
-        """Return the losses at the weights that the first step began with."""
-        with self._as_the_run():
             return self._end(change)
 
     @contextmanager
@@ -173,8 +170,6 @@ class Rerun:
         for number, (group, numbers) in enumerate(zip(optimizer.param_groups, each.groups, strict=True)):
             group.update(numbers)
             group["lr"] = group["lr"] * change.rates.get(number, 1.0) * change.rates.get(-1, 1.0)
-        if is_base and self._is_ill(each):
-            self.ill.add(each.step)
         optimizer.zero_grad(set_to_none=True)
         for forward in forwards:
             with torch.enable_grad():
@@ -191,17 +186,6 @@ class Rerun:
         with torch.no_grad():
             for name, value in held.items():
                 self._named[name].copy_(value)
-
-    def _is_ill(self, each: KeptStep) -> bool:
-        """Return whether the batch of a step has another loss than all others, with the weights that it was met with."""
-        losses = self._losses(Change())
-        own = losses.pop(each.step)
-        others = [loss for loss in losses.values() if math.isfinite(loss)]
-        if not math.isfinite(own) or len(others) < FEWEST:
-            return not math.isfinite(own)
-        middle = statistics.median(others)
-        spread = 1.4826 * statistics.median(abs(loss - middle) for loss in others)
-        return abs(own - middle) > max(MANY * spread, FLOOR * abs(middle))
 
     def _factor(self, each: KeptStep, norm: float, change: Change, *, is_base: bool) -> float:
         """Return what the loop multiplies this gradient by: its scale, and what clipping leaves."""
@@ -243,3 +227,15 @@ class Rerun:
                 for each in self._bundle.steps
                 if each.forwards
             }
+
+
+def _unlike(losses: Mapping[int, float]) -> set[int]:
+    """Return the steps whose batch has another loss than the others, all with the weights that the first step began with."""
+    known = [loss for loss in losses.values() if math.isfinite(loss)]
+    found = {step for step, loss in losses.items() if not math.isfinite(loss)}
+    if len(known) > FEWEST:
+        middle = statistics.median(known)
+        spread = 1.4826 * statistics.median(abs(loss - middle) for loss in known)
+        limit = max(MANY * spread, FLOOR * abs(middle))
+        found |= {step for step, loss in losses.items() if abs(loss - middle) > limit}
+    return found
