@@ -106,6 +106,7 @@ def _finding(
         severity=severity,
         confidence=1.0,
         block=int(row["block"]),
+        stack=int(row["stack"]),
         component=str(row["branch"]),
         module_path=path if isinstance(path, str) else "",
         step=0,

@@ -160,8 +160,8 @@ def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Bran
         values = [trait(branch) for branch in mine]
         usual = max(set(values), key=values.count)
         odd = [branch for branch, value in zip(mine, values, strict=True) if value != usual]
-        # Where the embedding ends in a norm, the first branch may do without its own.
-        is_first = bool(odd) and odd[0].depth == 1
+        # Where the embedding ends in a norm, the first branch may do without any of its own.
+        is_first = bool(odd) and odd[0].depth == 1 and not odd[0].input_norms
         if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and usual != "unknown":
             yield odd[0], trait(odd[0]), usual, len(mine) - 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from statistics import median
 
@@ -46,6 +47,33 @@ def _norms(tables: Tables, stack: Stack, name: str) -> Iterator[Told]:
                     "nearly all transformers norm",
                 ),
                 "Fine where every branch starts at zero (ReZero, Fixup); otherwise look at the norms' class and epsilon.",
+            )
+        half = [branch for branch in mine if branch.placement == "unknown" and branch.terms and branch.input_norms]
+        if len(half) * 2 >= len(mine):
+            yield (
+                f"Only a part of what {len(half)} of the {len(mine)} {kind} branches{name} read is normed.",
+                Evidence(
+                    "branches read through norms", float(len(mine) - len(half)), float(len(mine)), "one norm for all"
+                ),
+                "Look at which of the parallel branches reads the state itself.",
+            )
+        weak = [b for b in mine if b.placement in ("pre", "double") and len(b.input_norms) < max(1, len(b.inputs))]
+        if len(weak) * 2 >= len(mine):
+            yield (
+                f"Before {len(weak)} of the {len(mine)} {kind} branches{name} a norm stands that no module shows, or one that does "
+                "not act as a norm on what it reads.",
+                Evidence(
+                    "branches whose norms act", float(len(mine) - len(weak)), float(len(mine)), "a norm gives its gain"
+                ),
+                "Fine where the norm is a plain function; otherwise look at its epsilon (1e-5 or 1e-6 is usual) and its gain.",
+            )
+        kinds = Counter(branch.placement for branch in mine)
+        if min(kinds.values()) > 1 and len(kinds) > 1:
+            words = " and ".join(f"{placement} in {n}" for placement, n in kinds.most_common())
+            yield (
+                f"The {kind} branches{name} are normed in different places: {words} blocks.",
+                Evidence("placements", float(len(kinds)), 1.0, "one placement in nearly all transformers"),
+                "Fine where the blocks alternate on purpose; otherwise look for a norm that is missing in some of them.",
             )
         depths = {branch.depth for branch in mine if branch.placement in ("pre", "double")}
         rows = tables.sites("branch_input")

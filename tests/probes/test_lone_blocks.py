@@ -87,3 +87,25 @@ def test_what_is_added_to_the_stream_and_is_no_branch_is_told_behind_which_add(p
     assert sizes.drop([(2, "mlp")]).max() < 1e-6
     assert sizes[2, "mlp"] > 1e-3
     assert alarms(diagnose(recording)) == [("stream-shifted", "warning", 2, "mlp")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"norm_placement": "double"}, "are normed in different places: double in 3 and reordered in 3 blocks"),
+        ({"is_parallel": True}, "Only a part of what 6 of the 6 parallel branches read is normed"),
+    ],
+)
+def test_norms_that_are_missing_in_all_blocks_are_remarked(fields: dict[str, Any], words: str) -> None:
+    model = made(n_blocks=6, **fields)
+    for index, block in enumerate(model.blocks):
+        if index % 2 == 0 or "is_parallel" in fields:
+            block.attention_in = nn.Identity()
+    told = [f.sentence for f in diagnose(examine(model, IDS)) if f.code == "unusual"]
+    assert any(words in sentence for sentence in told), told
+
+
+def test_a_first_parallel_branch_with_one_norm_of_two_is_told() -> None:
+    model = made(is_parallel=True)
+    model.blocks[0].attention_in = nn.Identity()
+    assert ("norm-missing", "warning", 0, "parallel") in alarms(diagnose(examine(model, IDS)))
