@@ -98,7 +98,8 @@ def output_ledger(
         ends = _Ends(model, wide, other, found, of)
         why = _inapplicable(stack)
         entries, why = ([], why) if why else _entries(ends, stack, last)
-        cuts = cuts_of(stack, 2 if entries else 3)
+        # What comes from another stack passes most states of this one by.
+        cuts = cuts_of(stack, 2 if entries else 3) if len(found.stacks) == 1 else ()
         n_bytes = 4 * sum(entry.way.numel() for entry in entries)
         n_expected = len(cuts) * (N_POINTS + 2) + (n_passes(n_points) if entries else 2)
         meter = Meter("ledger of the output", n_expected, n_bytes, on_progress)
@@ -107,7 +108,7 @@ def output_ledger(
             function = partial(_at, model, wide, of, last, ends.baseline[last], entries)
             whole = integral(function, len(entries), meter, n_points=n_points, device=device, seconds=seconds)
             why = ends.missed(whole)
-        total = whole.total if whole is not None else ends.total(last)
+        total = whole.total if whole is not None and not why else ends.total(last)
         totals = cut_totals(model, cuts, ends.loss, meter, device, seconds)
     booked = [
         (entry.row, value) for entry, value in zip(entries, [] if whole is None else whole.values.tolist(), strict=True)
@@ -143,7 +144,10 @@ class _Ends:
             return self._of(call(self._model, self._batch))
 
     def total(self, last: Point) -> float:
-        """Return by how much the loss of the batch differs from the one that it has with the last state of the baseline."""
+        """Return by how much the loss differs from that on the baseline: of a batch given, with its last state in place."""
+        if self._other is None:
+            with torch.no_grad():
+                return float(self.loss(True)) - float(self.loss(False))
         with torch.no_grad(), changed(self._model, last, lambda tensor: self.baseline[last].reshape(tensor.shape)):
             closed = float(self._of(call(self._model, self._batch)))
         with torch.no_grad():
@@ -271,9 +275,9 @@ def _told(
     ranking = ranked(blocks, 1.0 if total >= 0 else -1.0) if sound else ()
     told = [f"On the batch the loss differs from that on the baseline ({baseline}) by {total:+.4g}."]
     if ranking and whole is not None:
-        first = ranking[0]
+        first, all_stacks = ranking[0], [(0, 0), (stack.index, 0)]
         told.append(
-            f"The largest part of that is booked to {block_name(first, ranking)}: {blocks[first]:+.4g} (the values add up to "
+            f"The largest part of that is booked to {block_name(first, all_stacks)}: {blocks[first]:+.4g} (the values add up to "
             f"within {whole.error:.2%}, {whole.n_points} points)."
         )
     elif booked and whole is not None:
@@ -284,8 +288,12 @@ def _told(
         told.append(f"The ledger by branch does not apply: {why}.")
     if totals:
         worst = max(abs(value - total) for value in totals.values())
+        off = worst / abs(total) if total else float("inf")
         told.append(
-            f"captum's integrated gradients at {len(totals)} cuts through the stream give the same change up to "
-            f"{worst / abs(total) if total else worst:.2%}; that they agree is forced, and ranks nothing."
+            f"captum's integrated gradients at {len(totals)} cuts through the stream give the same change up to {off:.2%}; that "
+            "they agree is forced, and ranks nothing."
+            if off <= LIMIT
+            else f"captum's integrated gradients at {len(totals)} cuts through the stream miss that change by up to {worst:.3g}: "
+            "the loss sees the batch past the stream as well, or the way is too rough."
         )
     return Attribution("ledger", tuple(rows), total, error, ranking, (*told, NOT_CAUSE), meter.spent)
