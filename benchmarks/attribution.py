@@ -278,20 +278,20 @@ def blame(n: int, progress: Progress) -> str:
     return f"""## Blame for an update
 
 Each model ({N_BLOCKS} blocks, {WIDTH} wide) is trained for {WARM_UP} steps on bytes. From there, in every trial, all blocks take
-AdamW's own step (learning rate .003; BERT .001) and one, drawn at random, goes wrong: it *overshoots* its own step by a factor, takes it in
-*reverse*, or takes *noise* of a size of its own step times a factor; the factor is the smallest of
+AdamW's own step (learning rate .003; BERT .001) and one, drawn at random, goes wrong: it *overshoots* its own step by a factor,
+takes it in *reverse*, or takes *noise* of a size of its own step times a factor; the factor is the smallest of
 {", ".join(f"{size:g}" for size in SIZES)} that raises the loss of a batch that the step was not made of by more than {SPIKE:g};
 where none does another block is drawn. A *decoy* is one more block that moves a tenth further than the harmful one, beside its
-weights, at random, where that changes the loss by less than a quarter of {SPIKE:g}. `attribute_update` is asked about that batch at its
-defaults. Beside it two cheaper rankings: gradient times update at the old weights (*slope*), and the size of the update beside
-that of the weights (*size*).
+weights, at random, where that changes the loss by less than a quarter of {SPIKE:g}. `attribute_update` is asked about that batch
+at its defaults. Beside it two cheaper rankings: gradient times update at the old weights (*slope*), and the size of the update
+beside that of the weights (*size*).
 
 | {" | ".join(columns)} |
 |{"---|" * len(columns)}
 {chr(10).join(rows)}
 
 {sum(trial.n_draws > 1 for trial in every)} trials needed more than one draw of a block until one made a spike;
-{sum(trial.rise <= SPIKE for trial in every)} made none. Without a decoy the harmful block moved furthest: its size alone finds it.
+{sum(trial.rise <= SPIKE for trial in every)} made none. Without a decoy the harmful block moved furthest: size alone finds it.
 """
 
 

@@ -112,7 +112,7 @@ def attach(
     if curvature and optimizer:
         desk = with_overshoot(desk, bare(model), optimizer, sampler)
     if blame:
-        desk = with_blame(desk, bare(model), writer, sampler)
+        desk = with_blame(desk, model, writer, sampler)
     return Probe(
         model,
         optimizer or None,

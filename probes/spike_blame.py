@@ -20,7 +20,7 @@ from .schedule import Sampler
 from .silent import SilentWriter
 from .step_gauge import Parts
 from .taps import Taps
-from .wrappers import shell
+from .wrappers import bare, shell
 from .writer import Writer
 
 MOST_BATCHES = 4  # micro-batches of one step whose loss is attributed
@@ -56,8 +56,8 @@ class BlameDesk:
         self, inner: Desk, model: nn.Module, writer: Writer | SilentWriter, sampler: Sampler, event: Event
     ) -> None:
         """Hand on to ``inner``; write rows with ``writer``, and sentences as ``event``."""
-        self._inner, self._model, self._writer, self._sampler, self._event = inner, model, writer, sampler, event
-        self._replay = Replay(model)
+        self._inner, self._model, self._writer, self._sampler, self._event = inner, bare(model), writer, sampler, event
+        self._replay = Replay(self._model)
         self._anatomy: Anatomy | None = None
         self._error: Exception | None = None
         self._step = writer.first_step
