@@ -17,7 +17,7 @@ import torch
 from rheoscope.probes.anatomy import Anatomy, Point
 from rheoscope.probes.batches import Batch, call
 from rheoscope.probes.discovery import discover
-from rheoscope.probes.errors import ProbeError
+from rheoscope.probes.errors import BatchError, ProbeError
 from rheoscope.probes.interventions import changed
 from rheoscope.probes.losses import LossFunction
 from rheoscope.probes.together import seen_in
@@ -78,7 +78,7 @@ def usefulness(
                 "problems: discover(model, batch).problems."
             )
         units = _units(gates)
-        parts: Sequence[Batch] = examples(model, wide) or [wide]
+        parts = _parts(model, wide, loss_fn)
         blind = _blind(model, wide, found, loss_fn)
         n_passes = len(parts) * (5 + len(gates) + len(units)) + 1
         n_bytes = 4 * sum(t.numel() for t in seen_in(model, wide, [p for gate in gates for p in gate.points]).values())
@@ -124,6 +124,18 @@ def _read(
         blocks = -FeatureAblation(loss).attribute(opened, feature_mask=block_of)[0]
     firsts = [members[0] for _, members in units]
     return torch.cat([now, gain, slopes, branches, blocks[firsts]]).double().cpu()
+
+
+def _parts(model: nn.Module, batch: Batch, loss_fn: LossFunction | None) -> Sequence[Batch]:
+    """Return the examples, or the whole batch where they cannot be told apart, or the loss is one of this batch alone."""
+    found = examples(model, batch)
+    try:
+        with torch.no_grad():
+            for one in found[:1]:
+                loss_of(one, loss_fn)(call(model, one))
+    except BatchError:
+        return [batch]
+    return found or [batch]
 
 
 def _units(gates: Sequence[Gate]) -> list[Unit]:

@@ -16,7 +16,7 @@ import torch
 from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
 from rheoscope.probes.batches import Arguments, Batch, call
 from rheoscope.probes.discovery import discover
-from rheoscope.probes.errors import ProbeError
+from rheoscope.probes.errors import BatchError, ProbeError
 from rheoscope.probes.interventions import changed
 from rheoscope.probes.losses import LossFunction
 from rheoscope.probes.together import seen_in
@@ -131,6 +131,11 @@ class _Ends:
         self.batch = seen_in(model, batch, points)
         if other is not None:
             self.baseline = seen_in(model, other, points)
+            if any(at in self.baseline and self.batch[at].shape != self.baseline[at].shape for at in self.batch):
+                raise BatchError(
+                    "Expected a baseline whose states have the shapes of the batch's, got one of other sizes. Pass as many "
+                    "samples of as many positions."
+                )
         else:
             # Changed before it is looked at: state 0 is seen as the mean that it was replaced by.
             with without_content(model, anatomy):
