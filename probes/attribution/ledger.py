@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
+from rheoscope.probes.anatomy import Anatomy, Point, Stack
 from rheoscope.probes.batches import Arguments, Batch, call
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.errors import BatchError, ProbeError
@@ -27,7 +27,7 @@ from .baselines import MEAN, without_content
 from .conditions import LossOf, at_rest, loss_of, widened
 from .cost import Meter, OnProgress
 from .cuts import N_POINTS, cut_totals, cuts_of
-from .parts import block_name, place_row, ranked
+from .parts import block_name, place_row, ranked, term_row
 from .path_integral import LIMIT, SECONDS, Integral, integral, n_passes
 from .result import Attribution, Row
 
@@ -196,7 +196,7 @@ def _entries(ends: _Ends, stack: Stack, last: Point) -> tuple[list[_Entry], str]
         state, write = way(branch.state), way(branch.write)
         if terms and all(term is not None for term in terms):
             entries += [
-                _Entry(_term_row(branch, at), term)
+                _Entry(term_row(branch, at), term)
                 for at, term in zip(branch.terms, terms, strict=True)
                 if term is not None
             ]
@@ -213,26 +213,6 @@ def _entries(ends: _Ends, stack: Stack, last: Point) -> tuple[list[_Entry], str]
     if off > IDENTITY * float(goal.norm()):
         return [], f"the writes seen miss the last state by {off / float(goal.norm()):.1%}"
     return [_Entry(entry.row, entry.way.to(ends.baseline[last].dtype)) for entry in entries], ""
-
-
-def _term_row(branch: Branch, at: Point) -> dict[str, Any]:
-    """Return the place of one term of a branch that adds several: the MLP's is the one that holds the hidden layer."""
-    hidden = None if branch.hidden is None else branch.hidden.point
-    kind = branch.kind
-    if hidden is not None and len(branch.terms) == 2:
-        kind = "mlp" if _lies_in(hidden.module_path, at, branch.terms) else "attention"
-    return {**place_row(branch), "branch": kind, "module_path": at.module_path}
-
-
-def _lies_in(path: str, at: Point, terms: tuple[Point, ...]) -> bool:
-    """Return whether ``path`` shares more of its beginning with one term's module than with any other's."""
-    shares = {term: _shared(path, term.module_path) for term in terms}
-    return shares[at] == max(shares.values())
-
-
-def _shared(one: str, other: str) -> int:
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
 
 
 def _at(
