@@ -39,7 +39,7 @@ Batch = dict[str, Tensor]
 
 HEAD = """# Attribution: whom it names, how it adds up, what it costs
 
-Written by `make attribution` ({machine}; {minutes:.0f} minutes).
+Written by `make attribution` ({machine}).
 """
 
 
@@ -478,7 +478,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     kept = json.loads(given.kept.read_text()) if given.kept is not None and given.kept.exists() else {}
-    began = time.perf_counter()
     with Progress(console=Console(stderr=True)) as progress:
         parts: dict[str, Callable[[], str]] = {
             "costs": lambda: costs(progress),
@@ -491,7 +490,7 @@ def main() -> None:
                 kept[name] = measure()
                 if given.kept is not None:
                     given.kept.write_text(json.dumps(kept))
-    head = HEAD.format(machine=machine(), minutes=(time.perf_counter() - began) / 60)
+    head = HEAD.format(machine=machine())
     order = ("blame", "ledger", "real", "costs")
     given.page.write_text("\n".join([head, *(kept[name] for name in order)]), encoding="utf-8")
     sys.stdout.write(f"{given.page}\n")
