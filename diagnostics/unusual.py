@@ -60,8 +60,8 @@ def _norms(tables: Tables, stack: Stack, name: str) -> Iterator[Told]:
         weak = [b for b in mine if b.placement in ("pre", "double") and len(b.input_norms) < max(1, len(b.inputs))]
         if len(weak) * 2 >= len(mine):
             yield (
-                f"Before {len(weak)} of the {len(mine)} {kind} branches{name} a norm stands that no module shows, or one that does "
-                "not act as a norm on what it reads.",
+                f"Before {len(weak)} of the {len(mine)} {kind} branches{name} a norm stands that no module shows, or one that "
+                "does not act as a norm on what it reads.",
                 Evidence(
                     "branches whose norms act", float(len(mine) - len(weak)), float(len(mine)), "a norm gives its gain"
                 ),

@@ -118,9 +118,9 @@ def attach(
     if curvature and optimizer:
         desk = with_overshoot(desk, bare(model), optimizer, sampler)
     if blame:
-        desk = with_blame(desk, bare(model), writer, sampler)
+        desk = with_blame(desk, model, writer, sampler)
     if bundle and optimizer:
-        desk = with_bundles(desk, bare(model), optimizer, sampler, Path(folder) / "spikes")
+        desk = with_bundles(desk, model, optimizer, sampler, Path(folder) / "spikes")
     return Probe(
         model,
         optimizer or None,

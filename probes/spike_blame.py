@@ -19,7 +19,7 @@ from .schedule import Sampler
 from .silent import SilentWriter
 from .step_gauge import Parts
 from .taps import Taps
-from .wrappers import shell
+from .wrappers import bare, shell
 from .writer import Writer
 
 MOST_BATCHES = 4  # micro-batches of one step whose loss is attributed
@@ -56,9 +56,9 @@ class BlameDesk(DeskAround):
     ) -> None:
         """Hand on to ``inner``; write rows with ``writer``, and sentences as ``event``."""
         super().__init__(inner)
-        self._model, self._writer, self._sampler, self._event = model, writer, sampler, event
+        self._model, self._writer, self._sampler, self._event = bare(model), writer, sampler, event
         self._told: int | None = None
-        self._replay = Replay(model)
+        self._replay = Replay(self._model)
         self._anatomy: Anatomy | None = None
         self._error: Exception | None = None
         self._step = writer.first_step

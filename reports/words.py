@@ -47,6 +47,11 @@ DEFINITIONS = (
     ),
     ("bias share", "Energy of the last projection's bias over energy of the branch's output."),
     ("update ratio", "RMS of one optimizer step over RMS of the weights it changes."),
+    (
+        "attribution, completeness error",
+        "Attribution books a change to parts along a straight path between two states of the model; what the parts' values miss "
+        "of the change, over the change, is the completeness error. Above 5 % no part is named. It is bookkeeping, no causality.",
+    ),
     ("verdict", "PASS without warnings and errors, WARN with a warning, FAIL with an error."),
 )
 

@@ -17,6 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 LossOf = Callable[[Any], Tensor]
+EXPECTED = "Expected loss_fn(output, batch) to return a floating-point Tensor, got"
+ADVICE = "Its first argument is what the model returned for that batch."
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -56,16 +58,19 @@ def loss_of(batch: Batch, loss_fn: LossFunction | None) -> LossOf:
     """
 
     def found(output: Any) -> Tensor:
-        loss: object = default_loss(output, batch) if loss_fn is None else loss_fn(output, batch)
+        loss: object = default_loss(output, batch) if loss_fn is None else _given(loss_fn, output, batch)
         if not isinstance(loss, Tensor) or not loss.is_floating_point() or not loss.numel():
-            got = describe(loss)
-            raise BatchError(
-                f"Expected loss_fn(output, batch) to return a floating-point Tensor, got {got}. Its first argument is what the "
-                "model returned."
-            )
+            raise BatchError(f"{EXPECTED} {describe(loss)}. {ADVICE}")
         return loss.float().mean() if loss.dtype in NARROW else loss.mean()
 
     return found
+
+
+def _given(loss_fn: LossFunction, output: Any, batch: Batch) -> object:
+    try:
+        return loss_fn(output, batch)
+    except Exception as error:
+        raise BatchError(f"{EXPECTED} {type(error).__name__}: {str(error)[:300]}. {ADVICE}") from error
 
 
 def wide(value: Any) -> Any:

@@ -23,13 +23,15 @@ def cuts_of(stack: Stack, most: int) -> list[Cut]:
     """Return at most so many states, evenly spread over the depth, that all that follows reads where they are seen.
 
     A module's output is such a place; an input, which that module alone reads, only behind the last branch. State 0, where a
-    baseline begins, is none of them.
+    baseline begins, is none of them, and near it the way is rough: small states turn fast.
     """
     points = [(branch.depth, branch.whole("state")) for branch in stack.branches]
     found = [(k, at) for k, at in points if at is not None and (at.side == "output" or k == len(points))]
-    # From below: what is cut further up is closer to the last state, at which the ledger itself is made.
-    places = sorted({round(index * (len(found) - 1) / most) for index in range(most)}) if found else []
-    return [found[place] for place in places]
+    chosen: list[Cut] = []
+    for index in range(min(most, len(found))):
+        goal = (index + 1) * (len(found) - 1) / (most + 1)
+        chosen.append(min((cut for cut in found if cut not in chosen), key=lambda cut: abs(found.index(cut) - goal)))
+    return sorted(chosen, key=lambda cut: cut[0])
 
 
 def cut_totals(

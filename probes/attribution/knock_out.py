@@ -17,14 +17,13 @@ import torch
 from rheoscope.probes.anatomy import Anatomy, Point
 from rheoscope.probes.batches import Batch, call
 from rheoscope.probes.discovery import discover
-from rheoscope.probes.errors import ProbeError
+from rheoscope.probes.errors import BatchError, ProbeError
 from rheoscope.probes.interventions import changed
 from rheoscope.probes.losses import LossFunction
 from rheoscope.probes.together import seen_in
 from rheoscope.probes.wrappers import bare
 from torch import Tensor, nn
 
-from .baselines import mean_state
 from .conditions import at_rest, loss_of, widened
 from .cost import Meter, OnProgress
 from .examples import examples
@@ -79,8 +78,8 @@ def usefulness(
                 "problems: discover(model, batch).problems."
             )
         units = _units(gates)
-        parts: Sequence[Batch] = examples(model, wide) or [wide]
-        blind = _blind_point(found)
+        parts = _parts(model, wide, loss_fn)
+        blind = _blind(model, wide, found, loss_fn)
         n_passes = len(parts) * (5 + len(gates) + len(units)) + 1
         n_bytes = 4 * sum(t.numel() for t in seen_in(model, wide, [p for gate in gates for p in gate.points]).values())
         meter = Meter("usefulness of blocks", n_passes, n_bytes, on_progress)
@@ -96,7 +95,7 @@ def _read(
     loss_fn: LossFunction | None,
     gates: Sequence[Gate],
     units: Sequence[Unit],
-    blind: Point | None,
+    blind: tuple[Point, Tensor] | None,
     meter: Meter,
 ) -> Tensor:
     """Return of one example loss and gain, of every branch gradient times activation and knock-out, of every block knock-out."""
@@ -118,13 +117,25 @@ def _read(
         slopes = InputXGradient(loss).attribute(opened.clone().requires_grad_())[0].detach()
     with torch.no_grad():
         now = loss(opened)
-        with nullcontext() if blind is None else changed(model, blind, mean_state):
+        with nullcontext() if blind is None else changed(model, blind[0], lambda shown: blind[1].expand_as(shown)):
             gain = loss(opened) - now
         # captum takes the ablated loss from the loss; what a part is worth is the other way round.
         branches = -FeatureAblation(loss).attribute(opened)[0]
         blocks = -FeatureAblation(loss).attribute(opened, feature_mask=block_of)[0]
     firsts = [members[0] for _, members in units]
     return torch.cat([now, gain, slopes, branches, blocks[firsts]]).double().cpu()
+
+
+def _parts(model: nn.Module, batch: Batch, loss_fn: LossFunction | None) -> Sequence[Batch]:
+    """Return the examples, or the whole batch where they cannot be told apart, or the loss is one of this batch alone."""
+    found = examples(model, batch)
+    try:
+        with torch.no_grad():
+            for one in found[:1]:
+                loss_of(one, loss_fn)(call(model, one))
+    except BatchError:
+        return [batch]
+    return found or [batch]
 
 
 def _units(gates: Sequence[Gate]) -> list[Unit]:
@@ -203,13 +214,27 @@ def _told(rows: list[Row], loss: float, missing: Sequence[str], n: int, meter: M
     return Attribution("usefulness", tuple(rows), None, None, ranking, (*told, *missing[:3], NOT_WORTH), meter.spent)
 
 
-def _blind_point(anatomy: Anatomy) -> Point | None:
-    """Return where predictions are seen, to put their mean over tokens in their place; else the last state.
+def _blind(
+    model: nn.Module, batch: Batch, anatomy: Anatomy, loss_fn: LossFunction | None
+) -> tuple[Point, Tensor] | None:
+    """Return where the loss sees predictions, and their mean over the batch: of the logits, or else of what they are made of.
 
     Logits that know nothing of the labels have a loss no lower than that of their mean, because cross-entropy is convex.
     """
     outlet, last = anatomy.stacks[-1].outlet, anatomy.stacks[-1].branches[-1].state
-    return last if outlet is None or outlet.logits is None else outlet.logits
+    points = [] if outlet is None else [outlet.logits, outlet.norm]
+    asked = [point for point in (*points, last) if point is not None]
+    seen, of = seen_in(model, batch, asked), loss_of(batch, loss_fn)
+    with torch.no_grad():
+        plain = of(call(model, batch))
+        for point in asked:
+            if point in seen and seen[point].dim() > 1:
+                mean = seen[point].flatten(0, -2).mean(0)
+                with changed(model, point, lambda shown, mean=mean: mean.expand_as(shown)):  # type: ignore[misc]
+                    # A copy that a model returns beside its loss is no such place.
+                    if not torch.equal(of(call(model, batch)), plain):
+                        return point, mean
+    return None
 
 
 def _is_certain(row: Row) -> bool:

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from rheoscope.probes.anatomy import Anatomy, Branch, Point, Stack
+from rheoscope.probes.anatomy import Anatomy, Point, Stack
 from rheoscope.probes.batches import Arguments, Batch, call
 from rheoscope.probes.discovery import discover
-from rheoscope.probes.errors import ProbeError
+from rheoscope.probes.errors import BatchError, ProbeError
 from rheoscope.probes.interventions import changed
 from rheoscope.probes.losses import LossFunction
 from rheoscope.probes.together import seen_in
@@ -27,7 +27,7 @@ from .baselines import MEAN, without_content
 from .conditions import LossOf, at_rest, loss_of, widened
 from .cost import Meter, OnProgress
 from .cuts import N_POINTS, cut_totals, cuts_of
-from .parts import block_name, place_row, ranked
+from .parts import block_name, place_row, ranked, term_row
 from .path_integral import LIMIT, SECONDS, Integral, integral, n_passes
 from .result import Attribution, Row
 
@@ -98,7 +98,8 @@ def output_ledger(
         ends = _Ends(model, wide, other, found, of)
         why = _inapplicable(stack)
         entries, why = ([], why) if why else _entries(ends, stack, last)
-        cuts = cuts_of(stack, 2 if entries else 3)
+        # What comes from another stack passes most states of this one by.
+        cuts = cuts_of(stack, 2 if entries else 3) if len(found.stacks) == 1 else ()
         n_bytes = 4 * sum(entry.way.numel() for entry in entries)
         n_expected = len(cuts) * (N_POINTS + 2) + (n_passes(n_points) if entries else 2)
         meter = Meter("ledger of the output", n_expected, n_bytes, on_progress)
@@ -107,7 +108,7 @@ def output_ledger(
             function = partial(_at, model, wide, of, last, ends.baseline[last], entries)
             whole = integral(function, len(entries), meter, n_points=n_points, device=device, seconds=seconds)
             why = ends.missed(whole)
-        total = whole.total if whole is not None else ends.total(last)
+        total = whole.total if whole is not None and not why else ends.total(last)
         totals = cut_totals(model, cuts, ends.loss, meter, device, seconds)
     booked = [
         (entry.row, value) for entry, value in zip(entries, [] if whole is None else whole.values.tolist(), strict=True)
@@ -130,6 +131,11 @@ class _Ends:
         self.batch = seen_in(model, batch, points)
         if other is not None:
             self.baseline = seen_in(model, other, points)
+            if any(at in self.baseline and self.batch[at].shape != self.baseline[at].shape for at in self.batch):
+                raise BatchError(
+                    "Expected a baseline whose states have the shapes of the batch's, got one of other sizes. Pass as many "
+                    "samples of as many positions."
+                )
         else:
             # Changed before it is looked at: state 0 is seen as the mean that it was replaced by.
             with without_content(model, anatomy):
@@ -143,7 +149,10 @@ class _Ends:
             return self._of(call(self._model, self._batch))
 
     def total(self, last: Point) -> float:
-        """Return by how much the loss of the batch differs from the one that it has with the last state of the baseline."""
+        """Return by how much the loss differs from that on the baseline: of a batch given, with its last state in place."""
+        if self._other is None:
+            with torch.no_grad():
+                return float(self.loss(True)) - float(self.loss(False))
         with torch.no_grad(), changed(self._model, last, lambda tensor: self.baseline[last].reshape(tensor.shape)):
             closed = float(self._of(call(self._model, self._batch)))
         with torch.no_grad():
@@ -187,7 +196,7 @@ def _entries(ends: _Ends, stack: Stack, last: Point) -> tuple[list[_Entry], str]
         state, write = way(branch.state), way(branch.write)
         if terms and all(term is not None for term in terms):
             entries += [
-                _Entry(_term_row(branch, at), term)
+                _Entry(term_row(branch, at), term)
                 for at, term in zip(branch.terms, terms, strict=True)
                 if term is not None
             ]
@@ -204,26 +213,6 @@ def _entries(ends: _Ends, stack: Stack, last: Point) -> tuple[list[_Entry], str]
     if off > IDENTITY * float(goal.norm()):
         return [], f"the writes seen miss the last state by {off / float(goal.norm()):.1%}"
     return [_Entry(entry.row, entry.way.to(ends.baseline[last].dtype)) for entry in entries], ""
-
-
-def _term_row(branch: Branch, at: Point) -> dict[str, Any]:
-    """Return the place of one term of a branch that adds several: the MLP's is the one that holds the hidden layer."""
-    hidden = None if branch.hidden is None else branch.hidden.point
-    kind = branch.kind
-    if hidden is not None and len(branch.terms) == 2:
-        kind = "mlp" if _lies_in(hidden.module_path, at, branch.terms) else "attention"
-    return {**place_row(branch), "branch": kind, "module_path": at.module_path}
-
-
-def _lies_in(path: str, at: Point, terms: tuple[Point, ...]) -> bool:
-    """Return whether ``path`` shares more of its beginning with one term's module than with any other's."""
-    shares = {term: _shared(path, term.module_path) for term in terms}
-    return shares[at] == max(shares.values())
-
-
-def _shared(one: str, other: str) -> int:
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
 
 
 def _at(
@@ -271,9 +260,9 @@ def _told(
     ranking = ranked(blocks, 1.0 if total >= 0 else -1.0) if sound else ()
     told = [f"On the batch the loss differs from that on the baseline ({baseline}) by {total:+.4g}."]
     if ranking and whole is not None:
-        first = ranking[0]
+        first, all_stacks = ranking[0], [(0, 0), (stack.index, 0)]
         told.append(
-            f"The largest part of that is booked to {block_name(first, ranking)}: {blocks[first]:+.4g} (the values add up to "
+            f"The largest part of that is booked to {block_name(first, all_stacks)}: {blocks[first]:+.4g} (the values add up to "
             f"within {whole.error:.2%}, {whole.n_points} points)."
         )
     elif booked and whole is not None:
@@ -284,8 +273,12 @@ def _told(
         told.append(f"The ledger by branch does not apply: {why}.")
     if totals:
         worst = max(abs(value - total) for value in totals.values())
+        off = worst / abs(total) if total else float("inf")
         told.append(
-            f"captum's integrated gradients at {len(totals)} cuts through the stream give the same change up to "
-            f"{worst / abs(total) if total else worst:.2%}; that they agree is forced, and ranks nothing."
+            f"captum's integrated gradients at {len(totals)} cuts through the stream give the same change up to {off:.2%}; that "
+            "they agree is forced, and ranks nothing."
+            if off <= LIMIT
+            else f"captum's integrated gradients at {len(totals)} cuts through the stream miss that change by up to {worst:.3g}: "
+            "the loss sees the batch past the stream as well, or the way is too rough."
         )
     return Attribution("ledger", tuple(rows), total, error, ranking, (*told, NOT_CAUSE), meter.spent)

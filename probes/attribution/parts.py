@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rheoscope.probes.anatomy import Anatomy, Branch
+from rheoscope.probes.anatomy import Anatomy, Branch, Point
 from rheoscope.probes.belonging import branch_of
 from rheoscope.probes.parameter_places import places
 
@@ -42,6 +42,26 @@ def place_row(place: Place | Branch) -> dict[str, Any]:
     if isinstance(place, Branch):
         return {"stack": place.stack, "block": place.block, "branch": place.kind, "depth": place.depth}
     return dict(zip(("stack", "block", "branch"), place, strict=True))
+
+
+def term_row(branch: Branch, at: Point) -> dict[str, Any]:
+    """Return the place of one term of a branch that adds several: the MLP's is the one that holds the hidden layer."""
+    hidden = None if branch.hidden is None else branch.hidden.point
+    kind = branch.kind
+    if hidden is not None and len(branch.terms) == 2:
+        kind = "mlp" if _lies_in(hidden.module_path, at, branch.terms) else "attention"
+    return {**place_row(branch), "branch": kind, "module_path": at.module_path}
+
+
+def _lies_in(path: str, at: Point, terms: tuple[Point, ...]) -> bool:
+    """Return whether ``path`` shares more of its beginning with one term's module than with any other's."""
+    shares = {term: _shared(path, term.module_path) for term in terms}
+    return shares[at] == max(shares.values())
+
+
+def _shared(one: str, other: str) -> int:
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
 
 
 def ranked(values: Mapping[tuple[int, int], float], sign: float = 1.0) -> tuple[tuple[int, int], ...]:

@@ -21,7 +21,7 @@ from rheoscope.probes.optimizers import Optimizers
 from rheoscope.probes.replay import copied, state_now
 from rheoscope.probes.schedule import Sampler
 from rheoscope.probes.step_gauge import Parts
-from rheoscope.probes.wrappers import shell
+from rheoscope.probes.wrappers import bare, shell
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -85,7 +85,7 @@ class BundleDesk(DeskAround):
     ) -> None:
         """Hook the model's door and the optimizers; bundles go into ``folder``."""
         super().__init__(inner)
-        self._model, self._optimizers, self._sampler, self._event = model, optimizers, sampler, event
+        self._model, self._optimizers, self._sampler, self._event = bare(model), optimizers, sampler, event
         self._folder, self._n_bundles = folder, 0
         self._steps: deque[_Step] = deque(maxlen=3 * SPACING)
         self._snapshots: deque[_Snapshot] = deque(maxlen=2)

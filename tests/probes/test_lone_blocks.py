@@ -92,7 +92,7 @@ def test_what_is_added_to_the_stream_and_is_no_branch_is_told_behind_which_add(p
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"norm_placement": "double"}, "are normed in different places: double in 3 and reordered in 3 blocks"),
+        ({"norm_placement": "double"}, "are normed in different places: reordered in 3 and double in 3 blocks"),
         ({"is_parallel": True}, "Only a part of what 6 of the 6 parallel branches read is normed"),
     ],
 )

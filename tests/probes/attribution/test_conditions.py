@@ -115,6 +115,16 @@ def test_a_loss_for_every_example_or_token_is_averaged() -> None:
     assert tokens.by_block("gradient_norm") == pytest.approx(whole.by_block("gradient_norm"), rel=1e-4)
 
 
+def test_a_loss_that_only_knows_the_whole_batch_is_asked_of_the_whole_batch() -> None:
+    model, ids = shaken(NanoGPT()), ids_of()
+    targets = torch.tensor([1, 2, 3])
+
+    found = usefulness(model, (ids,), loss_fn=lambda output, _: nn.functional.cross_entropy(output[:, -1], targets))
+
+    assert found.to_frame()["standard_error"].isna().all()
+    assert len(found.by_block("block_knock_out")) == 2
+
+
 def test_what_is_no_loss_is_refused_in_a_sentence() -> None:
     with pytest.raises(BatchError, match="floating-point Tensor, got int"):
         loss_of((ids_of(),), lambda *_: 3)("output")

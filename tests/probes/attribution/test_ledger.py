@@ -11,6 +11,7 @@ from oracles import VOCABULARY, gpt2
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.attribution import output_ledger
+from rheoscope.probes.errors import BatchError
 from torch import Tensor, nn
 
 SUMS = [design for design in DESIGNS if design.get("norm_placement") != "post"]
@@ -107,6 +108,11 @@ def test_under_post_norm_it_is_said_not_to_apply_and_cuts_are_shown(scaling: str
     assert rows["value"].tolist() == pytest.approx([found.total] * 3, rel=0.01)
     assert not found.is_ranked
     assert "does not apply: norms stand on the stream" in str(found)
+
+
+def test_a_baseline_of_another_size_is_refused_in_a_sentence() -> None:
+    with pytest.raises(BatchError, match="shapes of the batch's"):
+        output_ledger(Linear(), (ids_of(),), (ids_of(2),))
 
 
 def test_a_loss_that_passes_the_last_state_by_is_said_not_to_be_decomposed() -> None:

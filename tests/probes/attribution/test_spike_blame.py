@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import VOCABULARY, gpt2
+from oracles import VOCABULARY, NanoGPT, gpt2
 from rheoscope.probes.errors import ProbeError
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.recording import Recording
@@ -16,24 +16,28 @@ from torch import Tensor, nn
 SPIKE = 18  # the step after whose update block 1 is thrown off: the loss spikes at the next
 
 
-def trained(model: nn.Module, folder: Path | None, *, n_batches: int = 1) -> Recording | None:
+def trained(
+    model: nn.Module, folder: Path | None, *, n_batches: int = 1, is_compiled: bool = False
+) -> Recording | None:
     """Train a little, and throw one block off; probed where there is a folder."""
+    run = torch.compile(model, backend="eager") if is_compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     probe = None
     for step in range(-30, SPIKE + 3):
         if step == 0 and folder is not None:
-            probe = attach(model, optimizer, every=50, folder=folder, blame=True)
+            probe = attach(run, optimizer, every=50, folder=folder, blame=True)
         losses = []
         for _ in range(n_batches):
             ids = torch.randint(8, (4, 1), generator=generator).expand(4, 8).contiguous()
-            loss = model(input_ids=ids, labels=ids).loss / n_batches
+            loss = (run(ids, ids) if isinstance(model, NanoGPT) else run(input_ids=ids, labels=ids).loss) / n_batches
             loss.backward()
             losses.append(loss.detach())
         optimizer.step()
         if step == SPIKE:
             with torch.no_grad():
-                for parameter in model.transformer.h[1].parameters():
+                blocks = model.blocks if isinstance(model, NanoGPT) else model.transformer.h
+                for parameter in blocks[1].parameters():
                     parameter.add_(3 * torch.randn_like(parameter))
         optimizer.zero_grad()
         if probe is not None:
@@ -94,6 +98,14 @@ def test_a_step_of_several_micro_batches_is_attributed_as_one(tmp_path: Path) ->
     assert rows[rows["method"] == "update"].groupby("block")["value"].sum().idxmax() == 1
 
 
+def test_the_spike_of_a_compiled_model_is_attributed_uncompiled(tmp_path: Path) -> None:
+    recording = trained(NanoGPT().train(), tmp_path / "r", is_compiled=True)
+
+    assert recording is not None
+    rows = recording.table("attributions")
+    assert rows[rows["method"] == "update"].groupby("block")["value"].sum().idxmax() == 1
+
+
 def test_a_loss_that_the_output_does_not_give_is_told_and_does_not_stop_training(tmp_path: Path) -> None:
     class Headless(nn.Module):
         def __init__(self) -> None:
@@ -116,6 +128,21 @@ def test_a_loss_that_the_output_does_not_give_is_told_and_does_not_stop_training
 
     events = probe.recording.table("events")
     assert "not attributed" in events[events["kind"] == "blame"]["sentence"].iloc[0]
+
+
+def test_what_fails_unexpectedly_is_recorded_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory, on purpose")
+
+    monkeypatch.setattr("rheoscope.probes.attribution.blame.update_between", fail)
+
+    recording = trained(NanoGPT().train(), tmp_path / "r")
+
+    assert recording is not None
+    assert recording.table("steps")["step"].tolist() == list(range(SPIKE + 3))
+    assert recording.table("events")["sentence"].str.contains("out of memory, on purpose").any()
 
 
 def test_without_triggers_there_is_nothing_to_blame(tmp_path: Path) -> None:
