@@ -66,7 +66,7 @@ class Probe:
         self._compilation = compilation(shell(model))
         self._writer = writer
         self._faults = Faults(self._event, strict=strict)
-        self._gauge = StepGauge(self.model, self._optimizers, scaler, self._faults.guard)
+        self.gauge = StepGauge(self.model, self._optimizers, scaler, self._faults.guard)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
         self._sees_attention = attention
@@ -84,7 +84,7 @@ class Probe:
         self._given = anatomy
         if anatomy is not None and self._desk.until is None:
             self._know(anatomy)
-        self._door = Door(shell(model), self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
+        self.door = Door(shell(model), self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
         if self._optimizers is not None:
             self._optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
 
@@ -155,14 +155,14 @@ class Probe:
         """Return what takes the hooks off."""
         taps = [] if self._taps is None else [self._taps.leave_graph, self._taps.detach]
         watched = [] if self._optimizers is None else [self._optimizers.close]
-        return [*taps, self._gauge.close, *watched, self._door.close]
+        return [*taps, self.gauge.close, *watched, self.door.close]
 
     def _forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._faults.measure("forward", lambda: self._begin(args, kwargs))
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._n_forwards += 1
-        self._gauge.forward_begins()
+        self.gauge.forward_begins()
         if self._replay is not None:
             self._replay.keep(self._step, args, kwargs)
         if self._taps is None and self._n_tries < MOST_TRIES:
@@ -210,7 +210,7 @@ class Probe:
             self._faults.measure("optimizer", lambda: parameters.before_step(optimizer, has_closure=has_closure))
 
     def _after_step(self, optimizer: Any) -> None:
-        self._faults.guard("optimizer", self._gauge.updated)
+        self._faults.guard("optimizer", self.gauge.updated)
         parameters = self._parameters
         if parameters is not None and self._is_sampled():
             self._faults.measure("optimizer", lambda: parameters.after_step(optimizer))
@@ -224,7 +224,7 @@ class Probe:
         self._n_measured = len(readings)
         if self.optimizer is None:
             self._parameters.read_alone()
-        elif not self._gauge.n_updates and self._gauge.scale is None:
+        elif not self.gauge.n_updates and self.gauge.scale is None:
             self._faults.say("no_update", complaints.NO_UPDATE)
         if any(reading.is_repeated for reading in readings):
             self._faults.say("repeated_backward", complaints.REPEATED_BACKWARD)
@@ -234,20 +234,20 @@ class Probe:
             self._faults.say("gradients_gone", complaints.GRADIENTS_GONE)
         for told in self._parameters.news():
             self._faults.say("replaced", told, key=told)
-            self._gauge.follow(self.model)
+            self.gauge.follow(self.model)
         self._hold(readings, self._read)
 
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
-        now, groups = time.perf_counter(), self._gauge.groups()
+        now, groups = time.perf_counter(), self.gauge.groups()
         (scalar, no_scalar), (count, no_count) = loss_of(loss), count_of(n_tokens)
         seconds = now - self._started if now >= self._started else None
         row = {"step": self._step, "n_tokens": count, "batch_id": name_of(batch_id), "seconds": seconds}
-        row |= self._gauge.row(groups, self._n_measured)
+        row |= self.gauge.row(groups, self._n_measured)
         self._started = now
-        found = self._gauge.scalars(self._read, had_forward=self._n_forwards > self._n_before)
+        found = self.gauge.scalars(self._read, had_forward=self._n_forwards > self._n_before)
         # Copied now: a loop may scale its loss in place afterwards.
         scalars = ScalarCopies({"loss": scalar, **found})
-        self._desk.close_step(row, scalars, groups, self._gauge.parts(self._parameters if self._read else None))
+        self._desk.close_step(row, scalars, groups, self.gauge.parts(self._parameters if self._read else None))
         if no_scalar or no_count:
             raise ProbeError(no_scalar or no_count)
 
@@ -257,7 +257,7 @@ class Probe:
         was_sampled = self._n_measured is not None
         self._n_steps += 1
         self._n_before = self._n_forwards
-        self._gauge.restart()
+        self.gauge.restart()
         if self._optimizers is not None:
             self._optimizers.settle()
         self._step += 1
@@ -271,7 +271,7 @@ class Probe:
         """Run a step again whose loss was not finite, where it was kept."""
         step, self._sampler.nonfinite = self._sampler.nonfinite, None
         if step is not None and self._replay is not None and self.anatomy is not None:
-            self._replay.tell(step, self.anatomy, self._writer, self._door)
+            self._replay.tell(step, self.anatomy, self._writer, self.door)
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
@@ -285,7 +285,7 @@ class Probe:
         self._hold(readings, self._parameters.take() if self._parameters is not None else None)
 
     def _hold(self, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
-        told = self._desk.hold(self._step, readings, parameters, self._gauge.scale)
+        told = self._desk.hold(self._step, readings, parameters, self.gauge.scale)
         if told:
             self._event("attention_not_seen", told)
 

@@ -63,6 +63,12 @@ class StepGauge:
         # Before its first use a scaler has made no tensor yet.
         self.scale = held.detach().clone() if held is not None else torch.tensor(float(self._scaler._init_scale))
 
+    def scaled_by(self, scaler: Any) -> None:
+        """Take in the scaler that has just multiplied the step's loss, where none is known."""
+        if self._scaler is None and scaler.is_enabled():
+            self._scaler = scaler
+            self.forward_begins()
+
     def updated(self) -> None:
         """Count one optimizer step; a fused one is told inside it whether to skip."""
         self.n_updates += 1

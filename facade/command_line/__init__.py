@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import check, compare, demo, examine, join, lab, report, what_if
+from . import check, compare, demo, examine, join, lab, report, run, what_if
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -31,6 +31,8 @@ for command in (
     what_if.what_if,
 ):
     app.command()(command)
+# What stands behind the script is the script's.
+app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(run.run)
 
 
 def _version(wanted: bool) -> None:
@@ -53,7 +55,13 @@ def options(
 def main() -> None:
     """Run the command line; exit 2 on a wrong use, 3 on a recording that cannot be read."""
     try:
-        app()
+        launch = None
+        try:
+            app()
+        except run.Launch as wanted:
+            launch = wanted
+        if launch is not None:
+            launch.go()
     except RecordingError as error:
         _say(error)
         sys.exit(UNREADABLE)
