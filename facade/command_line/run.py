@@ -25,7 +25,7 @@ NOTHING = (
 )
 
 
-class Launch(BaseException):  # noqa: N818 - no error: it leaves the command line's own handling of exceptions behind
+class Launch(BaseException):
     """What is to be run, once the command line has read its options."""
 
     def __init__(self, program: Program, folder: Path, every: int, report: Path | None) -> None:
@@ -72,7 +72,11 @@ class Launch(BaseException):  # noqa: N818 - no error: it leaves the command lin
 
         self._speak_on_stderr()
         self._probes = ScriptProbes(
-            self._folder, every=self._every, label=self._program.name, say=_say, at_hard_exit=lambda: self._report_on(None)
+            self._folder,
+            every=self._every,
+            label=self._program.name,
+            say=_say,
+            at_hard_exit=lambda: self._report_on(None),
         )
         self._probes.start()
 
@@ -92,7 +96,11 @@ class Launch(BaseException):  # noqa: N818 - no error: it leaves the command lin
         taken: Sequence[Taken] = [] if probes is None else probes.finish(error)
         if not taken:
             steps = 0 if probes is None else probes.n_stepped
-            _say(NOTHING.format(f"{steps} optimizer steps, of no module that could be measured" if steps else "no optimizer stepped"))
+            _say(
+                NOTHING.format(
+                    f"{steps} optimizer steps, of no module that could be measured" if steps else "no optimizer stepped"
+                )
+            )
         for number, each in enumerate(taken, start=1):
             try:
                 self._write(number, each)

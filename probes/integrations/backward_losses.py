@@ -55,10 +55,10 @@ class BackwardLosses:
         if root is None or root.numel() != 1 or not root.is_floating_point():
             return
         scaled, self._scaled = self._scaled, None
+        value, scaler = root.detach(), None
         if scaled is not None and scaled[0]() is root:
-            self._see(scaled[1].reshape(()), root.grad_fn, scaled[2])
-        else:
-            self._see(root.detach().reshape(()), root.grad_fn, None)
+            _, value, scaler = scaled
+        self._see(value.reshape(()), root.grad_fn, scaler)
 
 
 def reached(node: Any, parameters: Collection[int]) -> set[int]:

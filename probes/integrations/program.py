@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 
-from ..errors import ProbeError
+from rheoscope.probes.errors import ProbeError
 
 
 class Program:
@@ -28,7 +28,9 @@ class Program:
             ProbeError: there is no such script.
         """
         if not is_module and not Path(target).is_file():
-            raise ProbeError(f"Expected a Python script, got {target!r}, which is no file. Pass its path, or -m MODULE.")
+            raise ProbeError(
+                f"Expected a Python script, got {target!r}, which is no file. Pass its path, or -m MODULE."
+            )
         self._target, self._arguments, self._is_module = target, list(arguments), is_module
         self.name = target if is_module else Path(target).name
         self._code: CodeType | None = None

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rheoscope.probes.door import Door
+from rheoscope.probes.errors import ProbeError, RecordingError
+from rheoscope.probes.recorder import attach
+from rheoscope.probes.recording import Recording
+from rheoscope.probes.wrappers import bare
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from ..door import Door
-from ..errors import ProbeError, RecordingError
-from ..recorder import attach
-from ..recording import Recording
-from ..wrappers import bare
 from .backward_losses import BackwardLosses, reached
 from .probed import Probed
 from .replacements import Replacements
@@ -63,7 +63,15 @@ class ScriptProbes:
     def __init__(
         self, folder: Path, *, every: int, label: str, say: Say, at_hard_exit: Callable[[], None] = lambda: None
     ) -> None:
-        """Prepare; ``say`` is told in a sentence what is not measured, ``at_hard_exit`` called where os._exit ends the program."""
+        """Prepare.
+
+        Args:
+            folder: where the first model is recorded; others in folders of their own in there.
+            every: a step in so many is sampled in full.
+            label: a name for the program.
+            say: told in a sentence what is not measured.
+            at_hard_exit: called where the program ends itself by ``os._exit``.
+        """
         self._folder, self._every, self._label, self._tell = folder, every, label, say
         self._at_hard_exit = at_hard_exit
         self._process = os.getpid()
@@ -108,7 +116,7 @@ class ScriptProbes:
             handle.remove()
         self._handles.clear()
         self._replacements.put_back()
-        return [Taken(each.name, each.folder, each.n_steps, _recording(each)) for each in self._probed]
+        return [Taken(each.name, each.folder, each.n_steps, each.recording) for each in self._probed]
 
     @property
     def n_stepped(self) -> int:
@@ -147,7 +155,8 @@ class ScriptProbes:
             waiting.enter(args, kwargs)
 
     def _open_on(self, model: nn.Module) -> Probed | None:
-        return next((each for each in self._probed if each.is_open and bare(each.model) is bare(model)), None)
+        found = (each for each in self._probed if each.model is not None and bare(each.model) is bare(model))
+        return next(found, None)
 
     def _attach(self, model: nn.Module) -> Door | None:
         assert self._search is not None
@@ -253,13 +262,6 @@ class ScriptProbes:
             return original(status)
 
         return _exit
-
-
-def _recording(probed: Probed) -> Recording | None:
-    try:
-        return probed.probe.recording
-    except RecordingError:
-        return None
 
 
 def _leave_to_parent(probes: weakref.ref[ScriptProbes]) -> None:

@@ -27,14 +27,17 @@ NEARLY_ALL = 0.9
 WARNING = "Using `torch.compile\\(module\\)` when there are global hooks"
 
 Guard = Callable[[Callable[[], None]], None]
-Found = Callable[[nn.Module, list[Optimizer], tuple[Any, ...], Mapping[str, Any]], None]
+Found = Callable[[nn.Module, list[Optimizer], tuple[Any, ...], Mapping[str, Any] | None], None]
 
 
 class Search:
     """Watches optimizers being made and modules being called, until they are matched."""
 
     def __init__(self, found: Found, guard: Guard, replacements: Replacements) -> None:
-        """Tell ``found(model, optimizers, args, kwargs)``, in the call that shows it; ``guard`` keeps our errors away."""
+        """Tell ``found(model, optimizers, args, kwargs)``, in the call that shows it; ``guard`` keeps our errors away.
+
+        ``kwargs`` is None where the call is still to come to whatever is put around the model now.
+        """
         self._found, self._guard = found, guard
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._open: dict[int, int] = {}  # elements that no model was found for, by optimizer
@@ -145,7 +148,7 @@ class Search:
     def _around_compile(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """All hooks of a module that compiles itself are inside its graph: its calls are seen around it."""
 
-        def compile(module: nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: A001
+        def compile(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             original(module, *args, **kwargs)
             inside: Any = module._compiled_call_impl
             is_first = True

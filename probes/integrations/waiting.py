@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rheoscope.probes.door import Door
+from rheoscope.probes.hooked import Fail
+from rheoscope.probes.wrappers import shell
 from torch import nn
-
-from ..door import Door
-from ..hooked import Fail
-from ..wrappers import shell
 
 
 class Waiting:
@@ -51,5 +50,3 @@ class Waiting:
             inner.leave(has_failed=has_failed)
         if self._is_over:
             self._door.close()
-
-
