@@ -51,14 +51,14 @@ class BackwardLosses:
         # One inside a backward is gradient checkpointing's.
         if torch._C._current_graph_task_id() != -1:
             return
-        root = tensors if isinstance(tensors, Tensor) else tensors[0] if len(tensors) == 1 else None
-        if root is None or root.numel() != 1 or not root.is_floating_point():
+        root: Any = tensors if isinstance(tensors, Tensor) else tensors[0] if len(tensors) == 1 else None
+        if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
             return
         scaled, self._scaled = self._scaled, None
-        value, scaler = root.detach(), None
+        node, value, scaler = root.grad_fn, root.detach(), None
         if scaled is not None and scaled[0]() is root:
             _, value, scaler = scaled
-        self._see(value.reshape(()), root.grad_fn, scaler)
+        self._see(value.reshape(()), node, scaler)
 
 
 def reached(node: Any, parameters: Collection[int]) -> set[int]:

@@ -22,6 +22,7 @@ from rheoscope.probes.door import Door
 from rheoscope.probes.errors import ProbeError, RecordingError
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.recording import Recording
+from rheoscope.probes.spread import spread_of
 from rheoscope.probes.wrappers import bare
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -169,7 +170,8 @@ class ScriptProbes:
         if number > MOST_MODELS:
             self._say(f"{name} is not measured: {MOST_MODELS} models of this program are.")
             return None
-        folder = self._folder if number == 1 else self._folder / f"model-{number}"
+        folder = _of_rank(model, self._folder)
+        folder = folder if number == 1 else folder / f"model-{number}"
         optimizers = self._search.holders(model)
         try:
             probe = attach(model, optimizers, every=self._every, folder=folder, label=f"{self._label}: {name}")
@@ -262,6 +264,14 @@ class ScriptProbes:
             return original(status)
 
         return _exit
+
+
+def _of_rank(model: nn.Module, folder: Path) -> Path:
+    """Return where this process writes: where the model is not known to be that of other ranks, each writes for itself."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return folder
+    rank = torch.distributed.get_rank()
+    return folder if rank == 0 or spread_of(model) is not None else folder / f"rank-{rank}"
 
 
 def _leave_to_parent(probes: weakref.ref[ScriptProbes]) -> None:

@@ -151,75 +151,80 @@ model = Model(); optimizer = torch.optim.SGD(model.parameters(), 0.1)
 """
 
 
-def ended_alike(source: str, folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:
-    """Run a script with and without probes; require the same end of both, and return the first and what we said in it."""
+ALL_OF_IT = (
+    """
+import os; os.environ["OMP_NUM_THREADS"] = "1"
+import atexit, pickle, signal, sys
+print(sys.argv, __name__, __file__, __spec__, __package__, sys.path[0], "torch" in sys.modules)
+print(sys.modules["__main__"].__dict__ is globals(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+class A: pass
+assert type(pickle.loads(pickle.dumps(A()))) is A
+atexit.register(print, "last")
+"""
+    + TRAINS
+    + """
+import logging; logging.basicConfig(stream=sys.stdout)
+print(type(torch.__loader__), vars(torch.__loader__).keys())
+data = torch.utils.data.DataLoader(list(range(3)), num_workers=1, multiprocessing_context="fork")
+for _ in data:
+    train(1)
+if os.fork() == 0:
+    raise SystemExit(3)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+logging.getLogger().warning("done")
+def lost():
+    raise ValueError("no more data")
+lost()
+"""
+)
+
+
+def ended(
+    source: str, folder: Path, *arguments: str, probes: bool = True
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Run a script, and return with it what we said."""
     (folder / "train.py").write_text(source)
-    with_probes = done([*RUN, "--folder", "run", "train.py", *arguments], folder)
-    without = done([sys.executable, "train.py", *arguments], folder)
-    assert with_probes.returncode == without.returncode
-    assert with_probes.stdout == without.stdout
-    ours = "".join(line for line in with_probes.stderr.splitlines(keepends=True) if line.startswith("rheoscope: "))
-    assert with_probes.stderr.replace(ours, "") == without.stderr
-    return with_probes, ours
+    start = [*RUN, "--folder", "run"] if probes else [sys.executable]
+    found = done([*start, "train.py", *arguments], folder)
+    return found, "".join(line for line in found.stderr.splitlines(keepends=True) if line.startswith("rheoscope: "))
 
 
 def test_a_script_that_crashes_ends_as_it_would_and_has_its_report(tmp_path: Path) -> None:
-    source = TRAINS + "train(3)\ndef lost():\n    raise ValueError('no more data')\nlost()\n"
+    without, _ = ended(ALL_OF_IT, tmp_path, "--every", "3", "-m", "x", probes=False)
 
-    ended, said = ended_alike(source, tmp_path)
+    with_probes, said = ended(ALL_OF_IT, tmp_path, "--every", "3", "-m", "x")
 
-    assert ended.returncode == 1
-    assert "Model, 3 steps. Report:" in said
+    assert "['train.py', '--every', '3', '-m', 'x'] __main__" in without.stdout
+    assert with_probes.stdout == without.stdout
+    assert with_probes.returncode == without.returncode == 1
+    assert with_probes.stderr.replace(said, "") == without.stderr
+    assert said == f"rheoscope: Model, 3 steps. Report: {tmp_path}/run/report.html\n"
     assert "no more data" in Recording.load(tmp_path / "run").table("events")["sentence"][0]
 
 
 def test_a_script_that_is_interrupted_ends_as_it_would_and_has_its_report(tmp_path: Path) -> None:
-    source = TRAINS + "train(2)\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    found, said = ended(TRAINS + "train(2)\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n", tmp_path)
 
-    ended, said = ended_alike(source, tmp_path)
-
-    assert ended.returncode == -signal.SIGINT
+    assert found.returncode == -signal.SIGINT
+    assert found.stderr.replace(said, "").endswith("KeyboardInterrupt\n")
     assert "Model, 2 steps. Report:" in said
-
-
-def test_arguments_names_paths_and_exit_codes_are_the_scripts_own(tmp_path: Path) -> None:
-    source = (
-        "import os; os.environ['OMP_NUM_THREADS'] = '1'\nimport atexit, pickle, signal, sys\n"
-        "print(sys.argv, __name__, __file__, __spec__, __package__, sys.path[0], 'torch' in sys.modules)\n"
-        "print(sys.modules['__main__'].__dict__ is globals(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))\n"
-        "class A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A\natexit.register(print, 'last')\n"
-        + TRAINS
-        + "import torch; print(type(torch.__loader__), vars(torch.__loader__).keys())\nsys.exit(7)\n"
-    )
-
-    ended, said = ended_alike(source, tmp_path, "--every", "3", "-m", "x")
-
-    assert ended.returncode == 7
-    assert "['train.py', '--every', '3', '-m', 'x'] __main__" in ended.stdout
-    assert said.count("rheoscope: ") == 1
-    assert "no training was seen" in said
 
 
 def test_a_script_that_ends_itself_hard_has_its_report(tmp_path: Path) -> None:
-    _, said = ended_alike(TRAINS + "train(2)\nos._exit(5)\n", tmp_path)
+    found, said = ended(TRAINS + "train(2)\nos._exit(5)\n", tmp_path)
 
+    assert found.returncode == 5
     assert "Model, 2 steps. Report:" in said
 
 
-def test_a_script_that_loads_data_in_forked_workers_and_logs_to_its_output_is_recorded_once(tmp_path: Path) -> None:
-    source = TRAINS + (
-        "import logging; logging.basicConfig(stream=sys.stdout)\n"
-        "data = torch.utils.data.DataLoader(list(range(4)), num_workers=1, multiprocessing_context='fork')\n"
-        "for _ in data:\n    train(1)\n"
-        "if os.fork() == 0:\n    raise SystemExit(3)\nprint(os.waitstatus_to_exitcode(os.wait()[1]))\n"
-        "train(1)\nlogging.getLogger().warning('done')\n"
-    )
+def test_a_script_that_trains_nothing_is_told_so_in_one_line(tmp_path: Path) -> None:
+    found, said = ended("import sys; print('torch' in sys.modules); sys.exit('no data')", tmp_path)
 
-    ended, said = ended_alike(source, tmp_path)
-
-    assert ended.returncode == 0
-    assert said.count("Model, 5 steps. Report:") == 1
+    assert found.returncode == 1
+    assert found.stdout == "False\n"
+    assert found.stderr.replace(said, "") == "no data\n"
     assert said.count("\n") == 1
+    assert "no training was seen" in said
 
 
 def test_a_termination_ends_the_script_at_once_and_what_was_written_can_be_reported(tmp_path: Path) -> None:
