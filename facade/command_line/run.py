@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,10 +59,6 @@ class Launch(BaseException):
             leave()
         if self._process != os.getpid():
             return  # a process that the program forked
-        for thread in threading.enumerate():
-            # Python waits for them too, after its main thread.
-            if not thread.daemon and thread is not threading.current_thread():
-                thread.join()
         failed = None if isinstance(error, SystemExit) and not error.code else error
         self._report_on(failed)
 
