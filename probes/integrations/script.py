@@ -24,19 +24,16 @@ from rheoscope.probes.recorder import attach
 from rheoscope.probes.recording import Recording
 from rheoscope.probes.spread import spread_of
 from rheoscope.probes.wrappers import bare
-from torch import Tensor, nn
-from torch.amp import GradScaler
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from .backward_losses import BackwardLosses, reached
+from .following import Following
 from .probed import Probed
 from .replacements import Replacements
 from .search import Search
 from .waiting import Waiting
 
 MOST_MODELS = 8  # in one program: a search over many small models is not recorded one by one
-MOST_IDLE = 50  # steps of other models, after which a model that does not step is let go of
 MOST_SAID = 20
 Say = Callable[[str], None]
 
@@ -80,32 +77,24 @@ class ScriptProbes:
         self._said: set[str] = set()
         self._replacements = Replacements()
         self._waiting: list[Waiting] = []
-        self._probed: list[Probed] = []
-        self._depth: dict[int, int] = {}
-        self._n_stepped = 0
-        self._handles: list[Any] = []
+        self._following: Following | None = None
         self._search: Search | None = None
 
     def start(self) -> None:
         """Begin to watch: torch is imported."""
         self._is_on = True
         self._search = Search(self._found, self._guard, self._replacements)
-        BackwardLosses(self._lost, self._guard, self._replacements)
-        self._replacements.put(GradScaler, "step", self._around_scaler_step)
+        self._following = Following(self._stepped, self._guard, self._replacements)
         self._replacements.put(os, "_exit", self._around_exit)
         if torch.distributed.is_available():
             for owner in (torch.distributed, torch.distributed.distributed_c10d):
                 self._replacements.put(owner, "destroy_process_group", self._around_destroy)
-        self._handles += [
-            register_optimizer_step_pre_hook(lambda optimizer, *_: self._guard(lambda: self._before_step(optimizer))),
-            register_optimizer_step_post_hook(lambda optimizer, *_: self._guard(lambda: self._after_step(optimizer))),
-        ]
         mine = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _leave_to_parent(mine))
 
     def finish(self, error: BaseException | None = None) -> list[Taken]:
         """Close all recordings, put everything back as it was, and return what was recorded."""
-        if self._process != os.getpid() or self._search is None:
+        if self._process != os.getpid() or self._search is None or self._following is None:
             return []
         self._guard(self._search.close)
         for waiting in self._waiting:
@@ -113,16 +102,18 @@ class ScriptProbes:
         for probed in self._probed:
             self._guard(partial(probed.close, error))
         self._is_on = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._following.close()
         self._replacements.put_back()
         return [Taken(each.name, each.folder, each.n_steps, each.recording) for each in self._probed]
 
     @property
     def n_stepped(self) -> int:
         """How many steps of optimizers were seen, of any model."""
-        return self._n_stepped
+        return 0 if self._following is None else self._following.n_stepped
+
+    @property
+    def _probed(self) -> list[Probed]:
+        return [] if self._following is None else self._following.probed
 
     def _guard(self, action: Callable[[], None]) -> None:
         """Do something of ours, inside the program: what goes wrong is said once."""
@@ -179,69 +170,17 @@ class ScriptProbes:
             self._say(f"{name} is not measured. {error}")
             return None
         probed = Probed(model, optimizers, probe, folder, self._fail)
-        self._probed.append(probed)
+        assert self._following is not None
+        self._following.probed.append(probed)
         return probe.door
-
-    def _lost(self, loss: Tensor, graph: Any, scaler: Any) -> None:
-        """Give the loss of a backward to the models that it reaches."""
-        found = [each for each in self._probed if each.is_open]
-        if len(found) > 1:
-            hit = reached(graph, frozenset().union(*(each.parameters for each in found)))
-            # What a checkpoint hides is not reached: then it may be anyone's.
-            found = [each for each in found if hit & each.parameters] or found
-        for each in found:
-            self._guard(partial(each.add_loss, loss, scaler))
-
-    def _before_step(self, optimizer: Any) -> None:
-        depth = self._depth.get(id(optimizer), 0)
-        # A step that calls that of the class it extends runs the hooks again.
-        self._depth[id(optimizer)] = depth + 1
-        if depth:
-            return
-        for each in self._of(optimizer):
-            self._closed(each, is_closed=each.before_step(optimizer))
-
-    def _after_step(self, optimizer: Any) -> None:
-        depth = self._depth[id(optimizer)] = max(0, self._depth.get(id(optimizer), 0) - 1)
-        if not depth:
-            self._stepped(optimizer)
 
     def _stepped(self, optimizer: Any) -> None:
         assert self._search is not None
-        self._n_stepped += 1
-        for each in self._of(optimizer):
-            each.watch()
-            self._closed(each, is_closed=each.after_step(optimizer))
         if self._search.know(optimizer):
             return  # a copy, or one that was read from a file: its model is looked for in the step that comes
         for part in self._search.settle(optimizer):
             if self._open_on(part) is None and not any(each.model is part for each in self._waiting):
                 self._waiting.append(Waiting(part, partial(self._attach, part), self._fail))
-
-    def _of(self, optimizer: Any) -> list[Probed]:
-        return [each for each in self._probed if each.is_open and each.holds(optimizer)]
-
-    def _closed(self, probed: Probed, *, is_closed: bool) -> None:
-        """Let go of models that others have long gone on without: the program may have, too."""
-        if not is_closed:
-            return
-        for each in self._probed:
-            if each is not probed and each.is_open:
-                each.n_idle += 1
-                if each.n_idle > MOST_IDLE:
-                    each.close()
-
-    def _around_scaler_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A scaler that leaves out a step calls no optimizer: the step has ended all the same."""
-
-        def step(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            before = self._n_stepped
-            returned = original(scaler, optimizer, *args, **kwargs)
-            if self._n_stepped == before:
-                self._guard(lambda: self._stepped(optimizer))
-            return returned
-
-        return step
 
     def _around_destroy(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What ranks measured is joined while they can still be reached."""

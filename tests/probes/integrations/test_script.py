@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import NanoGPT, cross_entropy, ids
-from rheoscope.probes.integrations import script
+from rheoscope.probes.integrations import following, script
 from rheoscope.probes.integrations.script import ScriptProbes, Taken
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
@@ -229,7 +229,7 @@ def test_an_optimizer_that_calls_the_loss_itself_is_followed(tmp_path: Path) -> 
 def test_models_that_come_one_after_the_other_are_found_and_let_go_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "MOST_IDLE", 2)
+    monkeypatch.setattr(following, "MOST_IDLE", 2)
     alive: list[bool] = []
 
     def fold(seed: int) -> weakref.ref[nn.Module]:
