@@ -3,9 +3,9 @@
     measure -> keep -> judge -> show
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
-``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a
-design choice changed, ``write_report`` writes one HTML file. Names load when they are used, so that reading a recording never
-imports torch.
+``Recording``. ``record``, ``attach_trainer``, ``RheoscopeCallback`` and ``RheoscopeTracker`` record loops that others wrote.
+``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a choice changed,
+``write_report`` writes one HTML file. Names load when they are used, so that reading a recording never imports torch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
     from rheoscope.probes.errors import RheoscopeError
+    from rheoscope.probes.integrations.accelerate import RheoscopeTracker
+    from rheoscope.probes.integrations.hf_trainer import attach_trainer
+    from rheoscope.probes.integrations.lightning import RheoscopeCallback
+    from rheoscope.probes.integrations.record import record
     from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
     from rheoscope.reports.report import write_report
@@ -36,13 +40,17 @@ __all__ = [
     "Finding",
     "Probe",
     "Recording",
+    "RheoscopeCallback",
     "RheoscopeError",
+    "RheoscopeTracker",
     "attach",
+    "attach_trainer",
     "compare",
     "coordinate_check",
     "diagnose",
     "discover",
     "examine",
+    "record",
     "scale_up",
     "what_if",
     "write_report",
@@ -56,13 +64,17 @@ _HOMES = {
     "Finding": "diagnostics.finding",
     "Probe": "probes.recorder",
     "Recording": "probes.recording",
+    "RheoscopeCallback": "probes.integrations.lightning",
     "RheoscopeError": "probes.errors",
+    "RheoscopeTracker": "probes.integrations.accelerate",
     "attach": "probes.recorder",
+    "attach_trainer": "probes.integrations.hf_trainer",
     "compare": "diagnostics.comparison",
     "coordinate_check": "lab.coordinates",
     "diagnose": "diagnostics.diagnosis",
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
+    "record": "probes.integrations.record",
     "scale_up": "lab.scale_up",
     "what_if": "lab.what_if",
     "write_report": "reports.report",

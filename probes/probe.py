@@ -62,16 +62,16 @@ class Probe:
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = bare(model), optimizer
-        self._optimizers = None if optimizer is None else Optimizers(optimizer)
+        self.optimizers = None if optimizer is None else Optimizers(optimizer)
         self._compilation = compilation(shell(model))
         self._writer = writer
-        self._faults = Faults(self._event, strict=strict)
-        self.gauge = StepGauge(self.model, self._optimizers, scaler, self._faults.guard)
+        self._faults = Faults(self.event, strict=strict)
+        self.gauge = StepGauge(self.model, self.optimizers, scaler, self._faults.guard)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
         self._sees_attention = attention
         self._step = writer.first_step
-        self._desk = desk(self._event, self._faults.say)
+        self._desk = desk(self.event, self._faults.say)
         self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
         self._n_measured: int | None = None
         self._read: ParameterNumbers | None = None
@@ -85,9 +85,8 @@ class Probe:
         if anatomy is not None and self._desk.until is None:
             self._know(anatomy)
         self.door = Door(shell(model), self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
-        if self._optimizers is not None:
-            self._optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
-
+        if self.optimizers is not None:
+            self.optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
         self._take_back_exit = at_exit(self._close_left)
 
     def __enter__(self) -> Self:
@@ -99,7 +98,7 @@ class Probe:
     ) -> None:
         """Close the recording, also when training raised."""
         if error is not None:
-            self._event("interrupted", f"Training stopped with {type(error).__name__}: {str(error)[:300]}")
+            self.event("interrupted", f"Training stopped with {type(error).__name__}: {str(error)[:300]}")
         self._close(has_failed=error is not None)
 
     @property
@@ -154,7 +153,7 @@ class Probe:
     def _ends(self) -> list[Callable[[], None]]:
         """Return what takes the hooks off."""
         taps = [] if self._taps is None else [self._taps.leave_graph, self._taps.detach]
-        watched = [] if self._optimizers is None else [self._optimizers.close]
+        watched = [] if self.optimizers is None else [self.optimizers.close]
         return [*taps, self.gauge.close, *watched, self.door.close]
 
     def _forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -196,10 +195,10 @@ class Probe:
     def _know(self, anatomy: Anatomy) -> None:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
         self._taps = Taps(self.model, anatomy, self._faults.fail, relations, self._compilation)
-        self._parameters = ParameterTaps(self.model, anatomy, self._optimizers)
+        self._parameters = ParameterTaps(self.model, anatomy, self.optimizers)
         self._desk.know(anatomy, self._taps, self._parameters)
         if self._compilation != "none":
-            self._event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
+            self.event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
 
     def _is_sampled(self) -> bool:
         return self._sampler.is_on and not (self._faults.are_too_many or self._desk.is_idle)
@@ -258,8 +257,8 @@ class Probe:
         self._n_steps += 1
         self._n_before = self._n_forwards
         self.gauge.restart()
-        if self._optimizers is not None:
-            self._optimizers.settle()
+        if self.optimizers is not None:
+            self.optimizers.settle()
         self._step += 1
         self._sampler.choose(self._step, self._desk.until)
         if self._taps is not None and self._taps.is_attached and not self._is_sampled():
@@ -281,20 +280,21 @@ class Probe:
         if self._n_steps == 0:
             self._faults.say("never_stepped", complaints.NEVER_STEPPED)
         else:
-            self._event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
+            self.event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
         self._hold(readings, self._parameters.take() if self._parameters is not None else None)
 
     def _hold(self, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
         told = self._desk.hold(self._step, readings, parameters, self.gauge.scale)
         if told:
-            self._event("attention_not_seen", told)
+            self.event("attention_not_seen", told)
 
     def _close_left(self) -> None:
-        self._event("left_open", complaints.LEFT_OPEN)
+        self.event("left_open", complaints.LEFT_OPEN)
         self.close()
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")
 
-    def _event(self, kind: str, sentence: str) -> None:
+    def event(self, kind: str, sentence: str) -> None:
+        """Record something that happened in the step."""
         self._writer.event(self._step, kind, sentence)

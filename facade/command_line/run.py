@@ -68,9 +68,9 @@ class Launch(BaseException):
         self._speak_on_stderr()
         self._probes = ScriptProbes(
             self._folder,
-            every=self._every,
             label=self._program.name,
             say=_say,
+            options={"every": self._every},
             at_hard_exit=lambda: self._report_on(None),
         )
         self._probes.start()

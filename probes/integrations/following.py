@@ -24,14 +24,22 @@ class Following:
     Attributes:
         probed: the models, in the order in which they were found.
         n_stepped: how many steps of optimizers there were, of any model.
+        running: the optimizers whose step has begun and not ended, by ``id``.
     """
 
-    def __init__(self, stepped: Callable[[Any], None], guard: Guard, replacements: Replacements) -> None:
-        """Begin to follow; ``stepped(optimizer)`` is told of every step once it is over."""
+    def __init__(
+        self,
+        stepped: Callable[[Any], None],
+        lost: Callable[[Tensor], None],
+        guard: Guard,
+        replacements: Replacements,
+    ) -> None:
+        """Begin to follow; ``stepped(optimizer)`` is told of every step once it is over, ``lost(loss)`` of every backward."""
         self.probed: list[Probed] = []
         self.n_stepped = 0
-        self._tell, self._guard = stepped, guard
+        self._tell, self._tell_loss, self._guard = stepped, lost, guard
         self._depth: dict[int, int] = {}
+        self.running: dict[int, Any] = {}
         BackwardLosses(self._lost, guard, replacements)
         replacements.put(GradScaler, "step", self._around_scaler_step)
         self._handles = [
@@ -47,6 +55,7 @@ class Following:
 
     def _lost(self, loss: Tensor, graph: Any, scaler: Any) -> None:
         """Give the loss of a backward to the models that it reaches."""
+        self._guard(partial(self._tell_loss, loss))
         found = [each for each in self.probed if each.is_open]
         if len(found) > 1:
             hit = reached(graph, frozenset().union(*(each.parameters for each in found)))
@@ -61,12 +70,14 @@ class Following:
         self._depth[id(optimizer)] = depth + 1
         if depth:
             return
+        self.running[id(optimizer)] = optimizer
         for each in self._of(optimizer):
             self._closed(each, is_closed=each.before_step(optimizer))
 
     def _after_step(self, optimizer: Any) -> None:
         depth = self._depth[id(optimizer)] = max(0, self._depth.get(id(optimizer), 0) - 1)
         if not depth:
+            self.running.pop(id(optimizer), None)
             self._stepped(optimizer)
 
     def _stepped(self, optimizer: Any) -> None:

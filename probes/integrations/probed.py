@@ -82,6 +82,16 @@ class Probed:
         self._stepped.add(id(optimizer))
         return self._stepped >= self._expected and self._close_step()
 
+    def clipped(self, norm: Any) -> None:
+        """Take in the norm before clipping, where it was not torch that clipped."""
+        if self._probe is not None:
+            self._probe.gauge.clipped_from(norm)
+
+    def event(self, kind: str, sentence: str) -> None:
+        """Record something that happened."""
+        if self._probe is not None:
+            self._probe.event(kind, sentence)
+
     def close(self, error: BaseException | None = None) -> None:
         """Close the recording, with what ended the training where something did, and let go of the model."""
         if self._probe is None:

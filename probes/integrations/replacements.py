@@ -25,9 +25,23 @@ class Replacements:
         setattr(owner, name, ours)
         self._done.append((owner, name, original, ours))
 
+    def put_on(self, thing: Any, name: str, around: Around) -> None:
+        """Put ``around(method)`` over a method of one object alone; where it has none nothing happens."""
+        original = getattr(thing, name, None)
+        if not callable(original):
+            return
+        ours = functools.wraps(original)(around(original))
+        before = vars(thing).get(name)
+        setattr(thing, name, ours)
+        self._done.append((thing, name, before, ours))
+
     def put_back(self) -> None:
         """Put back what was there; where another has put its own in the meantime, it stays."""
         while self._done:
             owner, name, original, ours = self._done.pop()
-            if vars(owner).get(name) is ours:
+            if vars(owner).get(name) is not ours:
+                continue
+            if original is None:
+                delattr(owner, name)  # an object's own stands in front of its class's
+            else:
                 setattr(owner, name, original)

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from rheoscope.probes.door import Door
 from rheoscope.probes.errors import ProbeError, RecordingError
+from rheoscope.probes.optimizers import stepping
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.recording import Recording
 from rheoscope.probes.spread import spread_of
 from rheoscope.probes.wrappers import bare
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .following import Following
@@ -59,19 +60,27 @@ class ScriptProbes:
     """The probes of one program."""
 
     def __init__(
-        self, folder: Path, *, every: int, label: str, say: Say, at_hard_exit: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        *,
+        label: str,
+        say: Say,
+        options: Mapping[str, Any],
+        at_hard_exit: Callable[[], None] = lambda: None,
+        on_loss: Callable[[Tensor], None] = lambda _: None,
     ) -> None:
         """Prepare.
 
         Args:
             folder: where the first model is recorded; others in folders of their own in there.
-            every: a step in so many is sampled in full.
             label: a name for the program.
             say: told in a sentence what is not measured.
+            options: more of what ``attach`` takes.
             at_hard_exit: called where the program ends itself by ``os._exit``.
+            on_loss: told of the loss of every backward, without any loss scale.
         """
-        self._folder, self._every, self._label, self._tell = folder, every, label, say
-        self._at_hard_exit = at_hard_exit
+        self._folder, self._label, self._tell, self._options = folder, label, say, dict(options)
+        self._at_hard_exit, self._on_loss = at_hard_exit, on_loss
         self._process = os.getpid()
         self._is_on = False
         self._said: set[str] = set()
@@ -84,7 +93,7 @@ class ScriptProbes:
         """Begin to watch: torch is imported."""
         self._is_on = True
         self._search = Search(self._found, self._guard, self._replacements)
-        self._following = Following(self._stepped, self._guard, self._replacements)
+        self._following = Following(self._stepped, self._on_loss, self._guard, self._replacements)
         self._replacements.put(os, "_exit", self._around_exit)
         if torch.distributed.is_available():
             for owner in (torch.distributed, torch.distributed.distributed_c10d):
@@ -106,6 +115,23 @@ class ScriptProbes:
         self._replacements.put_back()
         return [Taken(each.name, each.folder, each.n_steps, each.recording) for each in self._probed]
 
+    def know(self, optimizers: Iterable[Optimizer]) -> None:
+        """Take in optimizers that were made before ``start``."""
+        for each in optimizers:
+            found = stepping(each)
+            if found is not None and self._search is not None:
+                self._guard(partial(self._take_in, found))
+
+    def event(self, kind: str, sentence: str) -> None:
+        """Record something that happened, with every model that is open."""
+        for each in self._probed:
+            each.event(kind, sentence)
+
+    def clipped(self, norm: Any) -> None:
+        """Take in the norm of the gradient before clipping, from whoever clips without torch."""
+        for each in self._probed:
+            self._guard(partial(each.clipped, norm))
+
     @property
     def n_stepped(self) -> int:
         """How many steps of optimizers were seen, of any model."""
@@ -121,7 +147,9 @@ class ScriptProbes:
             return
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - nothing of ours may end the program
+        except Exception as error:
+            if self._options.get("strict"):
+                raise
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -165,14 +193,23 @@ class ScriptProbes:
         folder = folder if number == 1 else folder / f"model-{number}"
         optimizers = self._search.holders(model)
         try:
-            probe = attach(model, optimizers, every=self._every, folder=folder, label=f"{self._label}: {name}")
+            label = ": ".join(filter(None, (self._label, name)))
+            probe = attach(model, optimizers, folder=folder, label=label, **self._options)
         except (ProbeError, RecordingError) as error:
+            if self._options.get("strict"):
+                raise
             self._say(f"{name} is not measured. {error}")
             return None
-        probed = Probed(model, optimizers, probe, folder, self._fail)
         assert self._following is not None
-        self._following.probed.append(probed)
+        self._following.probed.append(Probed(model, optimizers, probe, folder, self._fail))
+        for each in self._following.running.values():
+            if probe.optimizers is not None:
+                probe.optimizers.begun(each)
         return probe.door
+
+    def _take_in(self, optimizer: Optimizer) -> None:
+        assert self._search is not None
+        self._search.know(optimizer)
 
     def _stepped(self, optimizer: Any) -> None:
         assert self._search is not None

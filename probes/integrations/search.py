@@ -24,6 +24,7 @@ from .replacements import Replacements
 MOST = 0.5  # of an optimizer's elements: a module that holds so much of them is its model
 PART = 0.1  # of them: a module that is called from outside and holds so much is a part worth measuring
 NEARLY_ALL = 0.9
+PATIENCE = 20  # steps of any optimizer, after which one that does not step is not waited for
 WARNING = "Using `torch.compile\\(module\\)` when there are global hooks"
 
 Guard = Callable[[Callable[[], None]], None]
@@ -41,6 +42,8 @@ class Search:
         self._found, self._guard = found, guard
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._open: dict[int, int] = {}  # elements that no model was found for, by optimizer
+        self._given_up: set[int] = set()
+        self._n_waited = 0
         self._parts: list[weakref.ref[nn.Module]] = []
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._handle: RemovableHandle | None = None
@@ -60,9 +63,12 @@ class Search:
 
     def know(self, optimizer: Optimizer) -> bool:
         """Take in an optimizer, whose model is looked for from here on; return whether it is new."""
-        if any(each is optimizer for each in self.optimizers):
+        if any(each is optimizer for each in self.optimizers) and id(optimizer) not in self._given_up:
             return False
-        self._optimizers = [*(known for known in self._optimizers if known() is not None), weakref.ref(optimizer)]
+        self._given_up.discard(id(optimizer))
+        self._n_waited = 0
+        others = (known for known in self._optimizers if known() not in (None, optimizer))
+        self._optimizers = [*others, weakref.ref(optimizer)]
         self._open[id(optimizer)] = sum(p.numel() for p in _held(optimizer))
         self._known = weakref.WeakSet()
         self._arm()
@@ -70,10 +76,15 @@ class Search:
 
     def settle(self, optimizer: Optimizer) -> list[nn.Module]:
         """Look no further for what ``optimizer`` trains: it has stepped. Return the parts that were called on their own."""
-        if self._open.pop(id(optimizer), None) is None:
-            return []
+        was_open = self._open.pop(id(optimizer), None) is not None
+        self._n_waited += 1
+        if self._n_waited > PATIENCE:
+            self._given_up |= set(self._open)
+            self._open.clear()
         if not self._open:
             self._disarm()
+        if not was_open:
+            return []
         sizes = {id(p): p.numel() for p in _held(optimizer)}
         whole = sum(sizes.values())
         parts = [each for known in self._parts if (each := known()) is not None]

@@ -25,7 +25,7 @@ class Run:
 
     def __init__(self, folder: Path, program: Callable[[], None], every: int = 1) -> None:
         self.said: list[str] = []
-        probes = ScriptProbes(folder, every=every, label="script", say=self.said.append)
+        probes = ScriptProbes(folder, label="script", say=self.said.append, options={"every": every})
         probes.start()
         try:
             program()
