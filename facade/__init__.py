@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rheoscope.probes.recording import Recording
     from rheoscope.reports.report import write_report
 
+    from .sinks import to_mlflow, to_tensorboard, to_wandb
+
 __all__ = [
     "Anatomy",
     "Comparison",
@@ -52,6 +54,9 @@ __all__ = [
     "examine",
     "record",
     "scale_up",
+    "to_mlflow",
+    "to_tensorboard",
+    "to_wandb",
     "what_if",
     "write_report",
 ]
@@ -76,6 +81,9 @@ _HOMES = {
     "examine": "probes.check_up",
     "record": "probes.integrations.record",
     "scale_up": "lab.scale_up",
+    "to_mlflow": "sinks",
+    "to_tensorboard": "sinks",
+    "to_wandb": "sinks",
     "what_if": "lab.what_if",
     "write_report": "reports.report",
 }

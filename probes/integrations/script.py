@@ -36,6 +36,7 @@ from .waiting import Waiting
 
 MOST_MODELS = 8  # in one program: a search over many small models is not recorded one by one
 MOST_SAID = 20
+FIRST_ONLY = {"sinks", "report", "resume", "anatomy"}  # options that are of one model alone
 Say = Callable[[str], None]
 
 
@@ -194,7 +195,8 @@ class ScriptProbes:
         optimizers = self._search.holders(model)
         try:
             label = ": ".join(filter(None, (self._label, name)))
-            probe = attach(model, optimizers, folder=folder, label=label, **self._options)
+            options = self._options if number == 1 else {k: v for k, v in self._options.items() if k not in FIRST_ONLY}
+            probe = attach(model, optimizers, folder=folder, label=label, **options)
         except (ProbeError, RecordingError) as error:
             if self._options.get("strict"):
                 raise
