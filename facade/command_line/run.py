@@ -88,7 +88,12 @@ class Launch(BaseException):
             return
         self._is_over = True
         probes = self._probes
-        taken: Sequence[Taken] = [] if probes is None else probes.finish(error)
+        taken: Sequence[Taken] = []
+        try:
+            taken = [] if probes is None else probes.finish(error)
+        except Exception as problem:  # noqa: BLE001 - the program has ended in its own way: ours must not change it
+            _say(f"what was recorded could not be closed: {' '.join(str(problem).split())}")
+            return
         if not taken:
             steps = 0 if probes is None else probes.n_stepped
             _say(
@@ -99,7 +104,7 @@ class Launch(BaseException):
         for number, each in enumerate(taken, start=1):
             try:
                 self._write(number, each)
-            except Exception as problem:  # noqa: BLE001 - the program has ended well: a report that fails must not fail it
+            except Exception as problem:  # noqa: BLE001 - as above
                 _say(f"no report of {each.name}: {' '.join(str(problem).split())}")
 
     def _write(self, number: int, taken: Taken) -> None:

@@ -221,13 +221,16 @@ class ScriptProbes:
             if self._open_on(part) is None and not any(each.model is part for each in self._waiting):
                 self._waiting.append(Waiting(part, partial(self._attach, part), self._fail))
 
+    def _close_all(self) -> None:
+        for each in self._probed:
+            self._guard(each.close)
+
     def _around_destroy(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What ranks measured is joined while they can still be reached."""
 
         def destroy_process_group(group: Any = None) -> Any:
             if group is None:
-                for each in self._probed:
-                    self._guard(each.close)
+                self._guard(self._close_all)
             return original(group)
 
         return destroy_process_group

@@ -10,6 +10,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -115,12 +116,12 @@ class Search:
 
     def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # All that dynamo sees of us, should it trace a call meanwhile: a constant.
-        if torch.compiler.is_compiling() or module in self._known:
+        if torch.compiler.is_compiling():
             return
-        kwargs = _keywords()
-        self._guard(lambda: self._look(module, args, kwargs))
+        call = sys._getframe(1)
+        self._guard(lambda: self._look(module, args, call))
 
-    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:
+    def _look(self, module: nn.Module, args: tuple[Any, ...], call: FrameType | None) -> None:
         # What is inside a module that was looked at is called from inside.
         if module in self._known or not self._open:
             return
@@ -147,7 +148,7 @@ class Search:
                     del self._open[key]
         if not self._open:
             self._disarm()
-        self._found(module, owners, args, kwargs)
+        self._found(module, owners, args, None if call is None else _keywords(call))
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -192,11 +193,10 @@ def _is_redirected(module: nn.Module) -> bool:
     return "forward" in vars(module) and any(isinstance(module, kind) for kind in kinds if isinstance(kind, type))
 
 
-def _keywords() -> Mapping[str, Any] | None:
+def _keywords(call: FrameType) -> Mapping[str, Any] | None:
     """Return the keyword arguments of the module call that runs the hook on all modules, which torch does not hand it.
 
     None where they are not found: the model's second forward is then its first that is measured.
     """
-    frame: Any = sys._getframe(2)
-    found = frame.f_locals.get("kwargs") if frame.f_code.co_name == "inner" else None
+    found = call.f_locals.get("kwargs") if call.f_code.co_name == "inner" else None
     return found if isinstance(found, dict) else None

@@ -143,6 +143,7 @@ def test_tensorboard_shows_scalars_and_where_the_report_is(tmp_path: Path) -> No
 
 def test_mlflow_keeps_metrics_and_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow
