@@ -24,6 +24,7 @@ from rheoscope.probes.optimizers import stepping
 from rheoscope.probes.recorder import attach
 from rheoscope.probes.recording import Recording
 from rheoscope.probes.spread import spread_of
+from rheoscope.probes.stages import stage_of
 from rheoscope.probes.wrappers import bare
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -252,7 +253,8 @@ def _of_rank(model: nn.Module, folder: Path) -> Path:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return folder
     rank = torch.distributed.get_rank()
-    return folder if rank == 0 or spread_of(model) is not None else folder / f"rank-{rank}"
+    is_shared = spread_of(model) is not None or stage_of(model, None) is not None
+    return folder if rank == 0 or is_shared else folder / f"rank-{rank}"
 
 
 def _leave_to_parent(probes: weakref.ref[ScriptProbes]) -> None:
