@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NOTHING = (
     "no training was seen in this process, so nothing is recorded: {}. Processes that a script starts itself are not seen: "
-    "run each of them under probes, with torchrun -m rheoscope run."
+    "run each of them under probes, with torchrun -m rheoscope run. Nor is a step that is compiled with its backward."
 )
 
 
@@ -40,17 +40,19 @@ class Launch(BaseException):
         leave = after_import("torch", self._watch)
         try:
             self._program.run()
-        except (SystemExit, RheoscopeError) as error:
-            if isinstance(error, RheoscopeError) and self._program.own(error.__traceback__) is None:
-                raise  # there is no such module
+        except SystemExit as error:
             self._ends(leave, error)
             raise
         except BaseException as error:
             own = self._program.own(error.__traceback__)
+            if isinstance(error, RheoscopeError) and own is None:
+                raise  # there is no such module
             # First, as without us: what is said of the report comes after it.
             sys.excepthook(type(error), error.with_traceback(own), own)
             sys.excepthook = _shown_already
             self._ends(leave, error)
+            if isinstance(error, RheoscopeError):
+                sys.exit(1)  # the program's own, which the command line would take for one of ours
             raise
         self._ends(leave, None)
 
@@ -138,14 +140,15 @@ def run(
     Options of this command stand before the script, those of the script behind it. Under torchrun: torchrun -m rheoscope run
     SCRIPT. What is said goes to standard error; the script's output and exit code are its own.
     """
-    raise Launch(Program(script, arguments or [], is_module=module), _folder(folder), every, report)
+    raise Launch(
+        Program(script, arguments or [], is_module=module), _folder(folder), every, report and report.absolute()
+    )
 
 
 def _folder(given: Path | None) -> Path:
-    """Return where to write; a run that torchrun starts again writes beside what it wrote before."""
+    """Return where to write, wherever the program goes; one that torchrun starts again writes beside what it wrote before."""
     if given is None:
-        return Path("runs") / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
-    # The program may change its directory.
+        return Path("runs").absolute() / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
     folder = given.absolute()
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts != "0":

@@ -26,7 +26,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def done(command: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in ``folder`` to its end."""
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, **options)
 
 
 @dataclass(frozen=True)
