@@ -65,6 +65,15 @@ class Launch(BaseException):
         self._report_on(failed)
 
     def _watch(self) -> None:
+        """Begin, inside the program's import of torch, which must succeed whatever happens here."""
+        try:
+            self._start()
+        except Exception as problem:  # noqa: BLE001 - nothing of ours may end the program
+            self._is_over = True
+            told = f"{type(problem).__name__}: {problem}"
+            _say(f"nothing is recorded: {told}. A script that imports Rheoscope itself must import torch before.")
+
+    def _start(self) -> None:
         from rheoscope.probes.integrations.script import ScriptProbes
 
         self._speak_on_stderr()

@@ -227,6 +227,14 @@ def test_a_script_that_trains_nothing_is_told_so_in_one_line(tmp_path: Path) -> 
     assert "no training was seen" in said
 
 
+def test_a_script_that_uses_rheoscope_itself_keeps_its_own_errors(tmp_path: Path) -> None:
+    found, said = ended("import rheoscope as rs\nrs.attach(3)\n", tmp_path)
+
+    assert found.returncode == 1
+    assert "rheoscope.probes.errors.ProbeError: Expected a torch.nn.Module" in found.stderr.replace(said, "")
+    assert "must import torch before" in said
+
+
 def test_a_termination_ends_the_script_at_once_and_what_was_written_can_be_reported(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAINS + "train(61)\nprint('ready', flush=True)\ntime.sleep(60)\n")
     with subprocess.Popen(
