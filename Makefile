@@ -12,7 +12,7 @@ KERNEL := setup.py $(wildcard probes/kernels/*.c probes/kernels/*.h)
 # The editable install links file by file: it is renewed when the set of files changes, or the text of what is compiled.
 FILES := $(VENV)/.files-$(shell (printf '%s\n' $(SOURCES) | sort; cat $(KERNEL)) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format install zoo identity fuzz verdicts theory lab bench clean
+.PHONY: demo test check format install zoo identity fuzz verdicts spikes theory lab attribution bench docs release clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,7 +22,7 @@ demo: $(VENV)/.demo $(FILES) ## install, train a small GPT-2 and four reference 
 	$(BIN)/rheoscope demo
 
 test: $(VENV)/.dev $(FILES) ## install what the tests need and run them all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev $(FILES) ## lint, format check, types
 	$(BIN)/ruff check .
@@ -43,6 +43,9 @@ fuzz: $(VENV)/.dev $(FILES) ## damage a thousand recordings, hand them to the co
 verdicts: $(VENV)/.dev $(FILES) ## plant faults in many models, judge them, write docs/verdicts.md
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python -m verdicts
 
+spikes: $(VENV)/.dev $(FILES) ## make spikes of the loss whose cause is planted, bisect them, write docs/spikes.md
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python benchmarks/spikes.py docs/spikes.md
+
 theory: $(VENV)/.dev $(FILES) ## measure the closed forms and the forecasts, write docs/theory.md and docs/forecasts.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/theory.py docs/theory.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forecasts.py docs/forecasts.md
@@ -50,8 +53,19 @@ theory: $(VENV)/.dev $(FILES) ## measure the closed forms and the forecasts, wri
 lab: $(VENV)/.dev $(FILES) ## carry out every experiment of the lab, quick, and write docs/lab.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/lab.py docs/lab.md
 
+WEIGHTS ?=
+attribution: $(VENV)/.dev $(FILES) ## measure whom attribution names and how it adds up, write docs/attribution.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attribution.py docs/attribution.md $(if $(WEIGHTS),--weights $(WEIGHTS))
+
 bench: $(VENV)/.dev $(FILES) ## measure what probes and discovery cost on this machine; writes docs/performance.md
 	$(BIN)/python benchmarks/report.py docs/performance.md
+
+docs: $(VENV)/.docs $(FILES) ## build the documentation into site/; any warning is an error
+	$(BIN)/python benchmarks/reference.py docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+release: $(VENV)/.dev ## build sdist and wheel into dist/, install the wheel where no compiler is, run README's example there
+	PYTHONPATH=tests $(BIN)/python -m release
 
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
@@ -73,10 +87,14 @@ $(VENV)/.dev: $(VENV)/.torch setup.cfg pyproject.toml
 	$(INSTALL) -c constraints.txt -e '.[hf,dev]'
 	@rm -f $(VENV)/.files-* && touch $(FILES) $@
 
+$(VENV)/.docs: $(VENV)/.torch setup.cfg pyproject.toml
+	$(INSTALL) -c constraints.txt -e '.[docs]'
+	@rm -f $(VENV)/.files-* && touch $(FILES) $@
+
 $(VENV)/.files-%: $(VENV)/.torch
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/.files-*
 	@touch $@
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

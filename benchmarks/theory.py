@@ -17,7 +17,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.check_up import examine
 
-SEEDS, LENGTH, BATCH, VOCABULARY = (0, 1, 2), 32, 4, 1000
+SEEDS, LENGTH, BATCH, VOCABULARY = tuple(range(8)), 32, 4, 1000
 BASE = Architecture(12, 256, 4, vocabulary=VOCABULARY, context=LENGTH, norm_kind="rmsnorm", biases=False)
 DESIGNS: dict[str, dict[str, Any]] = {
     "pre": {},

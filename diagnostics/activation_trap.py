@@ -45,6 +45,7 @@ def activation_trap(tables: Tables) -> list[Finding]:
                     severity="warning" if is_alone else "info",
                     confidence=0.8,
                     block=block if is_alone else None,
+                    stack=int(stack),
                     component=str(row["branch"]),
                     module_path="",
                     step=int(row["step"]),

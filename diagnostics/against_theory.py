@@ -113,12 +113,15 @@ def _finding(tables: Tables, prediction: Prediction, compared: pd.DataFrame, col
             else f"The {what}{name} at init is up to {off:.0%} off the closed form of its weights ({most}), whose band is "
             f"{band - 1:.0%}: too little to be told from tokens or targets that are not independent."
         )
-    code = "state-theory" if is_state else "gradient-theory"
+    like, unlike = (
+        ("state-theory", "state-unlike-theory") if is_state else ("gradient-theory", "gradient-unlike-theory")
+    )
     return Finding(
-        code=code.replace("theory", "unlike-theory") if is_ill else code,
+        code=unlike if is_ill else like,
         severity="warning" if is_ill and is_seen and is_check_up else "info",
         confidence=0.6,
         block=int(start["block"]) if is_ill and start["block"] >= 0 else None,
+        stack=prediction.stack,
         component=f"stack {prediction.stack}" if not is_ill else str(start["branch"]),
         module_path="",
         step=prediction.step,

@@ -189,6 +189,7 @@ def attention_sinks(tables: Tables) -> list[Finding]:
                 severity="info",
                 confidence=0.9,
                 block=None,
+                stack=int(stack),
                 component="attention",
                 module_path="",
                 step=int(top["step"]),

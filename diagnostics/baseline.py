@@ -171,6 +171,7 @@ def _finding(quantity: Quantity, tables: Tables, departures: list[_Departure]) -
         severity="warning",
         confidence=0.7,
         block=first.block if first.block >= 0 else None,
+        stack=first.stack,
         component=first.branch or f"stack {first.stack}",
         module_path="",
         step=first.step,

@@ -26,6 +26,7 @@ def bf16_errors(tables: Tables) -> list[Finding]:
                     severity="warning",
                     confidence=0.5,
                     block=block,
+                    stack=int(row["stack"]),
                     component=kind,
                     module_path="",
                     step=0,

@@ -32,6 +32,7 @@ def bias_share(tables: Tables) -> list[Finding]:
             severity="warning" if is_ill else "info",
             confidence=0.6 if is_ill else 0.9,
             block=int(row["block"]) if value > 0 else None,
+            stack=int(row["stack"]) if value > 0 else None,
             component=str(row["branch"]) if value > 0 else "biases",
             module_path="",
             step=step,

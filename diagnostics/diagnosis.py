@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, overload
 
@@ -27,6 +27,7 @@ from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss, worse_than_guessing
+from .lone_blocks import rotation, silent_heads, stray_terms
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms
@@ -56,6 +57,9 @@ RULES: tuple[Rule, ...] = (
     skip_scale,
     logit_scale,
     odd_block,
+    stray_terms,
+    rotation,
+    silent_heads,
     loss_scale,
     odd_branches,
     odd_dropout,
@@ -127,7 +131,18 @@ class Diagnosis(Sequence[Finding]):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row a finding."""
-        names = ["code", "severity", "confidence", "block", "component", "module_path", "step", "sentence", "remedy"]
+        names = [
+            "code",
+            "severity",
+            "confidence",
+            "stack",
+            "block",
+            "component",
+            "module_path",
+            "step",
+            "sentence",
+            "remedy",
+        ]
         rows = [[getattr(finding, name) for name in names] for finding in self.findings]
         return pd.DataFrame(rows, columns=names)
 
@@ -190,9 +205,23 @@ def diagnose(recording: Recording, baseline: Recording | None = None) -> Diagnos
                 f"Not judged by the rule {words}: it failed on this recording ({type(error).__name__}: {error!s:.200})."
             )
     ranked = sorted(
-        found, key=lambda f: (-SEVERITIES.index(f.severity), f.step, -f.confidence, f.block is None, f.block or 0)
+        _placed(found, tables),
+        key=lambda f: (-SEVERITIES.index(f.severity), f.step, -f.confidence, f.block is None, f.block or 0),
     )
     return Diagnosis(tuple(ranked), (*failed, *_not_judged(tables), *([] if good is None else beyond(tables, good))))
+
+
+def _placed(found: list[Finding], tables: Tables) -> list[Finding]:
+    """Name the stack of each finding about a block whose rule did not, where it is the only one or the module tells it."""
+    stacks = tables.anatomy.stacks
+    homes = {branch.module_path: branch.stack for stack in stacks for branch in stack.branches if branch.module_path}
+
+    def home(finding: Finding) -> int | None:
+        if finding.stack is not None or finding.block is None:
+            return finding.stack
+        return stacks[0].index if len(stacks) == 1 else homes.get(finding.module_path)
+
+    return [replace(finding, stack=home(finding)) for finding in found]
 
 
 def _not_judged(tables: Tables) -> Iterator[str]:

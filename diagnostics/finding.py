@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Severity = Literal["info", "warning", "error"]
@@ -45,6 +46,7 @@ class Finding:
         evidence: what it rests on.
         remedy: what to do.
         reference: where the law comes from.
+        stack: index of the stack it is about; None where it is about none in particular, or the rule does not tell.
     """
 
     code: str
@@ -58,6 +60,7 @@ class Finding:
     evidence: Evidence
     remedy: str
     reference: str = ""
+    stack: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; a number that is not finite becomes None, which JSON can hold."""
@@ -67,3 +70,17 @@ class Finding:
             for name, item in value["evidence"].items()
         }
         return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Finding:
+        """Return the finding of which ``value`` is the plain form; keys of others are left out.
+
+        Raises:
+            KeyError: a part is missing.
+            TypeError: the value is no mapping.
+        """
+        parts = {field.name: value[field.name] for field in fields(cls) if field.name != "evidence"}
+        evidence = {field.name: value["evidence"][field.name] for field in fields(Evidence)}
+        if evidence["observed"] is None:
+            evidence["observed"] = math.nan
+        return cls(**parts, evidence=Evidence(**evidence))

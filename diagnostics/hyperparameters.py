@@ -150,6 +150,7 @@ def _finding(tables: Tables, row: dict[str, object]) -> Finding:
         severity="info",
         confidence=0.5,
         block=None,
+        stack=int(stack),
         component=quantity,
         module_path="",
         step=0,

@@ -99,6 +99,7 @@ def _finding(tables: Tables, stack: int, row: dict[str, Any], n: int, grown: flo
         severity="info" if grown is None else "warning",
         confidence=0.9 if grown is None else 0.6,
         block=block if block >= 0 else None,
+        stack=int(stack),
         component=str(row["branch"]),
         module_path="",
         step=int(row["step"]),

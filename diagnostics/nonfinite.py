@@ -113,6 +113,7 @@ def _finding(row: dict[str, Any], step: int, severity: Any, sentence: str, remed
         severity=severity,
         confidence=1.0,
         block=None if block < 0 else block,
+        stack=None if block < 0 else int(row["stack"]),
         component=str(row["branch"]),
         module_path=str(row["module_path"] or ""),
         step=step,

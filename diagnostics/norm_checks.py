@@ -109,6 +109,7 @@ def _finding(
         severity=severity,
         confidence=1.0,
         block=block if block >= 0 else None,
+        stack=int(row["stack"]) if block >= 0 else None,
         component=str(row["branch"]) if row["module_path"] else "norms",
         module_path=str(row["module_path"]),
         step=0,

@@ -27,6 +27,7 @@ def output_logits(tables: Tables) -> list[Finding]:
                 severity="warning" if has_drifted and is_short else "info",
                 confidence=0.8,
                 block=None,
+                stack=int(stack),
                 component=f"logits of stack {stack}",
                 module_path="",
                 step=step,

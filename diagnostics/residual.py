@@ -32,6 +32,7 @@ def residual_growth(tables: Tables) -> list[Finding]:
                 severity="warning" if is_ill else "info",
                 confidence=0.8,
                 block=None,
+                stack=int(stack),
                 component=f"stack {stack}",
                 module_path="",
                 step=step,

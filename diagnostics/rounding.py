@@ -57,6 +57,7 @@ def _finding(tables: Tables, stack: int, step: int, shares: pd.DataFrame, *, is_
         severity="warning" if is_ill else "info",
         confidence=0.9,
         block=int(top["block"]) if lost["block"].nunique() < 2 else None,
+        stack=int(stack),
         component=str(top["branch"]),
         module_path="",
         step=step,

@@ -136,6 +136,7 @@ def loss_spikes(tables: Tables) -> list[Finding]:
             severity="warning" if is_ill else "info",
             confidence=0.7,
             block=None if place is None else place[1],
+            stack=None if place is None else place[0],
             component="loss",
             module_path="",
             step=worst.first,

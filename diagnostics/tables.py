@@ -70,6 +70,11 @@ class Tables:
         return self.recording.table("identities")
 
     @cached_property
+    def attributions(self) -> pd.DataFrame:
+        """The attributions table."""
+        return self._bounded("attributions")
+
+    @cached_property
     def sampled_steps(self) -> list[int]:
         """Steps with activations, in order; of a long run those that are looked at."""
         return sorted({int(step) for step in self.activations["step"].unique()})

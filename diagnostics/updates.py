@@ -62,6 +62,7 @@ def _too_far(place: tuple[int, int], value: float, middle: float, steps: tuple[i
         severity="warning",
         confidence=_APART if is_apart else 0.6,
         block=block,
+        stack=stack,
         component=f"stack {stack} weights",
         module_path="",
         step=steps[0],

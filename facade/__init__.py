@@ -4,8 +4,10 @@
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
 ``Recording``. ``record``, ``attach_trainer``, ``RheoscopeCallback`` and ``RheoscopeTracker`` record loops that others wrote.
-``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a choice changed,
-``write_report`` writes one HTML file. Names load when they are used, so that reading a recording never imports torch.
+``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a design choice
+changed, ``write_report`` writes one HTML file. ``attribute_update``, ``usefulness``, ``output_ledger`` and ``gradient_shares``
+say which part is responsible. ``assert_stable`` fails a test where a model is ill, ``watch`` tells of findings while a run
+trains. Names load when they are used, so that reading a recording never imports torch.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from rheoscope.lab.scale_up import scale_up
     from rheoscope.lab.what_if import what_if
     from rheoscope.probes.anatomy import Anatomy
+    from rheoscope.probes.attribution.blame import attribute_update
+    from rheoscope.probes.attribution.knock_out import usefulness
+    from rheoscope.probes.attribution.ledger import output_ledger
+    from rheoscope.probes.attribution.result import Attribution
+    from rheoscope.probes.attribution.shares import gradient_shares
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
     from rheoscope.probes.errors import RheoscopeError
@@ -30,12 +37,17 @@ if TYPE_CHECKING:
     from rheoscope.probes.integrations.record import record
     from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
+    from rheoscope.probes.spikes.bisection import Bisection, bisect
     from rheoscope.reports.report import write_report
+    from rheoscope.stability import assert_stable
+    from rheoscope.watching import watch
 
     from .sinks import to_mlflow, to_tensorboard, to_wandb
 
 __all__ = [
     "Anatomy",
+    "Attribution",
+    "Bisection",
     "Comparison",
     "Cycle",
     "Diagnosis",
@@ -45,24 +57,33 @@ __all__ = [
     "RheoscopeCallback",
     "RheoscopeError",
     "RheoscopeTracker",
+    "assert_stable",
     "attach",
     "attach_trainer",
+    "attribute_update",
+    "bisect",
     "compare",
     "coordinate_check",
     "diagnose",
     "discover",
     "examine",
+    "gradient_shares",
+    "output_ledger",
     "record",
     "scale_up",
     "to_mlflow",
     "to_tensorboard",
     "to_wandb",
+    "usefulness",
+    "watch",
     "what_if",
     "write_report",
 ]
 
 _HOMES = {
     "Anatomy": "probes.anatomy",
+    "Attribution": "probes.attribution.result",
+    "Bisection": "probes.spikes.bisection",
     "Comparison": "diagnostics.comparison",
     "Cycle": "probes.recorder",
     "Diagnosis": "diagnostics.diagnosis",
@@ -72,18 +93,25 @@ _HOMES = {
     "RheoscopeCallback": "probes.integrations.lightning",
     "RheoscopeError": "probes.errors",
     "RheoscopeTracker": "probes.integrations.accelerate",
+    "assert_stable": "stability",
     "attach": "probes.recorder",
     "attach_trainer": "probes.integrations.hf_trainer",
+    "attribute_update": "probes.attribution.blame",
+    "bisect": "probes.spikes.bisection",
     "compare": "diagnostics.comparison",
     "coordinate_check": "lab.coordinates",
     "diagnose": "diagnostics.diagnosis",
     "discover": "probes.discovery.dissect",
     "examine": "probes.check_up",
+    "gradient_shares": "probes.attribution.shares",
+    "output_ledger": "probes.attribution.ledger",
     "record": "probes.integrations.record",
     "scale_up": "lab.scale_up",
     "to_mlflow": "sinks",
     "to_tensorboard": "sinks",
     "to_wandb": "sinks",
+    "usefulness": "probes.attribution.knock_out",
+    "watch": "watching",
     "what_if": "lab.what_if",
     "write_report": "reports.report",
 }

@@ -1,11 +1,10 @@
-"""Build a model with random weights, and a batch that fits it, from a Hugging Face config or the user's own function."""
+"""Build a model, and a batch that fits it, from a Hugging Face config, a folder with its weights, or the user's own function."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,93 @@ from typing import Any
 import torch
 from rheoscope.probes.batches import Batch
 from rheoscope.probes.errors import LabError
+from rheoscope.probes.losses import LossFunction
 from torch import Tensor, nn
 
+from .configs import config_of, from_config, from_folder
+from .stored import has_pickles_alone, weight_files
+from .texts import text_tokens, vocabulary
+
 LENGTH, BATCH = 32, 2
-MOST_BYTES = 8 * 2**30  # of parameters
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model, a batch that it accepts, and what both are.
+
+    Attributes:
+        model: with weights.
+        batch: for its forward.
+        notes: which weights and which tokens these are, in sentences; none for the user's own function.
+        is_guessing: whether trained weights are to be asked for random tokens, on which their loss says nothing.
+        optimizer: of the user's own function; None for none.
+        loss_fn: of the user's own function, ``loss_fn(output, batch)``; None for none.
+    """
+
+    model: nn.Module
+    batch: Batch
+    notes: tuple[str, ...] = ()
+    is_guessing: bool = False
+    optimizer: torch.optim.Optimizer | None = None
+    loss_fn: LossFunction | None = None
 
 
 def built(target: str, *, n_blocks: int | None = None, seed: int = 0) -> tuple[nn.Module, Batch]:
-    """Return a model and a batch for it; nothing is downloaded.
+    """Return the model and the batch of ``build``."""
+    found = build(target, n_blocks=n_blocks, seed=seed)
+    return found.model, found.batch
+
+
+def build(
+    target: str,
+    *,
+    n_blocks: int | None = None,
+    batch: Batch | None = None,
+    seed: int = 0,
+    reads_weights: bool = True,
+) -> Built:
+    """Return a model and a batch for it; nothing is downloaded, nothing is unpickled.
 
     Args:
-        target: a config.json of Hugging Face's, its folder, or a model type such as ``gpt2`` (its default config); or
-            ``module:function`` of the user's, which returns ``(model, batch)``.
+        target: a config.json of Hugging Face's (random weights), its folder (the weights that lie in it as safetensors, in
+            float32), or a model type such as ``gpt2`` (its default config); or ``module:function`` of the user's, which
+            returns ``(model, batch)``, and behind them, if it likes, an optimizer and a ``loss_fn(output, batch)``.
         n_blocks: how many blocks the config is to have instead of its own number.
-        seed: of the weights and the batch.
+        batch: the user's own, instead of one that is made here.
+        seed: of the random weights and the batch.
+        reads_weights: whether weights in the folder are read.
 
     Raises:
         LabError: the target is of none of these kinds, too large, or its model accepts no batch that is known here.
     """
     torch.manual_seed(seed)
     if _is_function(target):
-        return _from_function(target)
-    config = _config(target)
+        own = _from_function(target)
+        return own if batch is None else replace(own, batch=batch)
+    config = config_of(target)
     if n_blocks is not None:
         for name in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
             if getattr(config, name, None) is not None:
                 setattr(config, name, n_blocks)
-    model = _from_config(config, target)
-    return model, _batch(model, config, target)
+    folder = Path(target)
+    has_weights = reads_weights and folder.is_dir() and bool(weight_files(folder))
+    if has_weights:
+        model, notes = from_folder(config, folder)
+        tokens = text_tokens(folder, BATCH, LENGTH, config)
+        told = (
+            "random ids, for want of a tokenizer.json: of trained weights the loss on them says nothing"
+            if tokens is None
+            else "the standard library's source, by the folder's tokenizer"
+        )
+        notes = (*notes, f"Tokens: {told}.")
+    else:
+        model, tokens = from_config(config, target), None
+        pickled = " The folder's weights would have to be unpickled." if has_pickles_alone(folder) else ""
+        notes = (f"Weights: random, as the model's own init draws them.{pickled}", "Tokens: random ids.")
+    if batch is not None:
+        return Built(model, batch, notes[:-1])
+    is_guessing = tokens is None and has_weights
+    return Built(model, _batch(model, config, target, tokens), notes, is_guessing)
 
 
 def maker(target: str, *, n_blocks: int | None = None) -> Callable[[], nn.Module] | None:
@@ -50,7 +108,7 @@ def maker(target: str, *, n_blocks: int | None = None) -> Callable[[], nn.Module
     """
     if _is_function(target):
         return None
-    return lambda: built(target, n_blocks=n_blocks, seed=torch.initial_seed())[0]
+    return lambda: build(target, n_blocks=n_blocks, seed=torch.initial_seed(), reads_weights=False).model
 
 
 def _is_function(target: str) -> bool:
@@ -75,69 +133,26 @@ def imported(target: str) -> Any:
         sys.path.pop(0)
 
 
-def _from_function(target: str) -> tuple[nn.Module, Batch]:
+def _from_function(target: str) -> Built:
     found = imported(target)()
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)):
+    if not (isinstance(found, tuple) and len(found) >= 2 and isinstance(found[0], nn.Module)):
         raise LabError(f"Expected {target!r} to return (model, batch), got {type(found).__name__}. Return both.")
-    model, batch = found
-    return model, batch
-
-
-def _config(target: str) -> Any:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        from transformers import CONFIG_MAPPING, AutoConfig
-    except ImportError as error:
+    model, batch, *rest = found
+    optimizers = [each for each in rest if isinstance(each, torch.optim.Optimizer)]
+    losses = [each for each in rest if callable(each) and not isinstance(each, torch.optim.Optimizer)]
+    if len(optimizers) > 1 or len(losses) > 1 or len(rest) != len(optimizers) + len(losses):
+        kinds = ", ".join(type(each).__name__ for each in rest)
         raise LabError(
-            "Expected transformers to be installed for a Hugging Face config, got none. pip install 'rheoscope[hf]', or "
-            "pass module:function."
-        ) from error
-    path = Path(target)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.is_file():
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return AutoConfig.for_model(**values)
-        except (ValueError, TypeError, OSError) as error:
-            raise LabError(
-                f"Expected a Hugging Face config with a model_type in {str(path)!r}, got {str(error)[:200]}. "
-                "Pass the config.json that lies beside a model's weights."
-            ) from error
-    if target in CONFIG_MAPPING:
-        return AutoConfig.for_model(target)
-    raise LabError(
-        f"Expected a config.json, its folder, a model type such as gpt2, or module:function, got {target!r}. "
-        "Nothing is downloaded: pass something that is on this machine."
-    )
+            f"Expected an optimizer and a loss_fn(output, batch) at most behind (model, batch) of {target!r}, got {kinds}. "
+            "Leave the others out."
+        )
+    return Built(model, batch, optimizer=optimizers[0] if optimizers else None, loss_fn=losses[0] if losses else None)
 
 
-def _from_config(config: Any, target: str) -> nn.Module:
-    import transformers
-
-    names = ["AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"]
-    if getattr(config, "is_encoder_decoder", False):
-        names.insert(0, "AutoModelForSeq2SeqLM")
-    for name in names:
-        maker = getattr(transformers, name)
-        if type(config) not in maker._model_mapping:
-            continue
-        with torch.device("meta"):
-            n_bytes = sum(p.numel() * p.element_size() for p in maker.from_config(config).parameters())
-        if n_bytes > MOST_BYTES:
-            raise LabError(
-                f"Expected a model of at most {MOST_BYTES / 2**30:.0f} GiB, got {n_bytes / 2**30:.1f} GiB from {target!r}. "
-                "Pass --blocks with a smaller number: the blocks are alike."
-            )
-        model: nn.Module = maker.from_config(config)
-        return model
-    raise LabError(f"Expected a config that transformers can build a model from, got {target!r}. Pass module:function.")
-
-
-def _batch(model: nn.Module, config: Any, target: str) -> Batch:
+def _batch(model: nn.Module, config: Any, target: str, tokens: Tensor | None = None) -> Batch:
     """Return the first batch that the model accepts: token ids, with decoder ids, or what its main input takes."""
     errors = []
-    for batch in _candidates(model, config):
+    for batch in _candidates(model, config, tokens):
         try:
             with torch.no_grad():
                 model(**batch)
@@ -151,9 +166,9 @@ def _batch(model: nn.Module, config: Any, target: str) -> Batch:
     )
 
 
-def _candidates(model: nn.Module, config: Any) -> list[dict[str, Tensor]]:
-    text = getattr(config, "get_text_config", lambda: config)()
-    tokens = torch.randint(10, max(11, int(getattr(text, "vocab_size", 0) or 0)), (BATCH, LENGTH))
+def _candidates(model: nn.Module, config: Any, tokens: Tensor | None) -> list[dict[str, Tensor]]:
+    if tokens is None:
+        tokens = torch.randint(10, max(11, vocabulary(config)), (BATCH, LENGTH))
     candidates = []
     if getattr(config, "is_encoder_decoder", False):
         written = tokens.flip(0, 1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 from rheoscope.probes.check_up import examine
+from rheoscope.probes.discovery import discover
+from rheoscope.probes.losses import default_loss
 from rheoscope.probes.recording import Recording
+from rheoscope.probes.skip_path import skip_path
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,6 +34,16 @@ def at_init(
         batch = next(task(tokens)(architecture.vocabulary, batch_size, architecture.context, seed))
         torch.manual_seed(seed)
         return examine(model, (batch[:, :-1], batch[:, 1:]), label=label)
+
+
+def transmission_at_init(architecture: Architecture, seed: int, *, batch_size: int = 4) -> float:
+    """Return the skip transmission of a freshly drawn model, from the last state to state 1, on a batch of uniform tokens."""
+    with one_thread():
+        model = ReferenceTransformer(architecture, seed=seed)
+        batch = next(task("uniform")(architecture.vocabulary, batch_size, architecture.context, seed))
+        given = (batch[:, :-1], batch[:, 1:])
+        rows = skip_path(model, given, discover(model, given), lambda output: default_loss(output, given))
+    return next(float(row["observed"]) for row in rows if row["depth"] == 1)
 
 
 class Kept(nn.Module):

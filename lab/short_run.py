@@ -76,7 +76,7 @@ def short_run(
         finally:
             if probe is not None:
                 probe.close()
-        return losses, None if probe is None else _in_memory(probe.recording)
+        return losses, None if probe is None else in_memory(probe.recording)
 
 
 def again(batch: Batch) -> Iterator[Batch]:
@@ -91,7 +91,7 @@ def copied(model: nn.Module) -> nn.Module:
     return found
 
 
-def _in_memory(recording: Recording) -> Recording:
+def in_memory(recording: Recording) -> Recording:
     """Return a recording that outlives its folder."""
     from rheoscope.probes.schema import TABLES
 

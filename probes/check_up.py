@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .amplification import amplification
 from .anatomy import LEDGER_TOLERANCE, Anatomy, Point
+from .attribution.check_up import attributed
 from .batches import Batch, arguments, call, describe
 from .bf16 import bf16_error, bf16_points
 from .conservation import conservation
@@ -29,8 +30,11 @@ from .pending import Pending
 from .recording import Recording
 from .relations import RelationTaps
 from .repeatability import repeatability, without_spoiled
+from .rotation import rotation
 from .running import place_of
 from .schema import TABLES
+from .shifts import shift_points, shifts
+from .silent_heads import silent_heads
 from .skip_path import skip_path
 from .taps import Taps
 from .terms import term_conservation
@@ -48,6 +52,8 @@ def examine(
     *,
     seed: int = 0,
     label: str = "",
+    attribution: bool = False,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Recording:
     """Check a model once, at init or from a checkpoint: how signal and gradient flow through it on one batch.
 
@@ -60,6 +66,9 @@ def examine(
             cross-entropy where the output holds logits for a batch of token ids.
         seed: of the noise in the active checks.
         label: a name for the model.
+        attribution: say as well which blocks matter to the loss (``usefulness``), what each branch contributes to it
+            (``output_ledger``) and which samples the gradients came from (``gradient_shares``).
+        on_progress: called, while it is attributed, with (passes done, passes in all, what it costs).
 
     Returns:
         A recording in memory, of one step, numbered 0.
@@ -93,7 +102,7 @@ def examine(
             hidden += [told] if told else []
             taps.relations.write(log.append)
         norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
-        identities = [*_ledger(anatomy), *_checked(model, batch, anatomy, loss_fn, seed)]
+        identities = [*_ledger(anatomy), *silent_heads(model, anatomy), *_checked(model, batch, anatomy, loss_fn, seed)]
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
             identities += _origin(model, batch, anatomy, loss_fn)
     step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}
@@ -102,7 +111,8 @@ def examine(
     head["gradients"] = "of one backward, before any optimizer"
     head["status"] = "closed"
     head["not_measured"] = hidden
-    return Recording(head, anatomy, log.memory())
+    recording = Recording(head, anatomy, log.memory())
+    return attributed(recording, model, batch, loss_fn, on_progress) if attribution else recording
 
 
 def _checked(
@@ -113,7 +123,10 @@ def _checked(
     def loss_of(output: Any) -> Tensor:
         return _loss_of(output, batch, loss_fn)
 
-    asked = (visible_points(anatomy), write_points(model, anatomy), norm_points(model, anatomy), bf16_points(anatomy))
+    asked = (
+        *(visible_points(anatomy), shift_points(anatomy), bf16_points(anatomy)),
+        *(write_points(model, anatomy), norm_points(model, anatomy)),
+    )
     still = seen_in(model, batch, set[Point]().union(*asked))
     rows = [
         *repeatability(model, batch, anatomy, still),
@@ -124,7 +137,9 @@ def _checked(
         *visibility(model, batch, anatomy, still, seed=seed),
         *loss_gradient(model, batch, anatomy, loss_of),
         *logit_scale(model, batch, anatomy),
+        *rotation(model, batch, anatomy),
         *write_scale(model, anatomy, still),
+        *shifts(anatomy, still),
         *norms_alone(model, anatomy, still, seed=seed),
         *bf16_error(model, batch, anatomy, still),
         *dropped(model, batch, anatomy),

@@ -59,6 +59,9 @@ class Desk(Protocol):
         """Write everything; ``has_failed`` where training ended in an exception."""
 
 
+MakeDesk = Callable[[Event, Event], Desk]
+
+
 def lost(spread: Spread, error: Exception, step: int) -> str:
     """Return in a sentence that ranks do not join their numbers any longer."""
     return (

@@ -7,7 +7,7 @@ than the curvature allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,21 +15,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from .anatomy import Anatomy
 from .batches import Arguments, call
 from .compiled import compilation
-from .desk import Desk, Event
+from .desk import Desk, Event, MakeDesk
+from .desk_around import DeskAround
 from .door import Door
 from .host_copies import ScalarCopies
 from .losses import default_loss
 from .optimizers import Optimizers
-from .parameter_numbers import ParameterNumbers
-from .parameters import ParameterTaps
-from .reading import Reading
 from .replay import as_it_was, copied, state_now
 from .schedule import Sampler
 from .step_gauge import Parts
-from .taps import Taps
 from .untouched import untouched
 from .wrappers import shell
 
@@ -42,8 +38,6 @@ COMPILED = (
     "Decrease ratios are not measured: the model is compiled, and the same forward cannot be run beside its graph."
 )
 FAILED = "Decrease ratios are not measured from step {} on: {}: {}"
-
-MakeDesk = Callable[[Event, Event], Desk]
 
 
 def with_overshoot(
@@ -135,52 +129,25 @@ class Overshoot:
         self._restart()
 
 
-class OvershootDesk:
+class OvershootDesk(DeskAround):
     """Hands everything on, and writes the decrease ratio into the rows of steps."""
 
     def __init__(self, inner: Desk, overshoot: Overshoot, event: Event) -> None:
         """Hand on to ``inner``; tell ``event`` why nothing is measured."""
-        self._inner, self._overshoot, self._event = inner, overshoot, event
+        super().__init__(inner)
+        self._overshoot, self._event = overshoot, event
         self._is_over = False
-
-    @property
-    def until(self) -> int | None:
-        """As the desk within has it."""
-        return self._inner.until
-
-    @property
-    def is_idle(self) -> bool:
-        """As the desk within has it."""
-        return self._inner.is_idle
-
-    def agree(self, found: Anatomy | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Anatomy | None:
-        """Hand on."""
-        return self._inner.agree(found, args, kwargs)
-
-    def know(self, anatomy: Anatomy, taps: Taps, parameters: ParameterTaps) -> None:
-        """Hand on."""
-        self._inner.know(anatomy, taps, parameters)
-
-    def hold(
-        self, step: int, readings: list[Reading], numbers: ParameterNumbers | None, scale: Tensor | None
-    ) -> str | None:
-        """Hand on."""
-        return self._inner.hold(step, readings, numbers, scale)
 
     def close_step(
         self, row: dict[str, Any], scalars: ScalarCopies, groups: Sequence[Mapping[str, Any]], parts: Parts | None
     ) -> None:
         """Hand on the row with ``decrease_ratio``."""
-        self._inner.close_step(row | {"decrease_ratio": self._ratio(row, scalars)}, scalars, groups, parts)
-
-    def flush(self, *, only_full: bool = False) -> None:
-        """Hand on."""
-        self._inner.flush(only_full=only_full)
+        super().close_step(row | {"decrease_ratio": self._ratio(row, scalars)}, scalars, groups, parts)
 
     def close(self, *, has_failed: bool) -> None:
         """Take the hooks off, and hand on."""
         self._overshoot.close()
-        self._inner.close(has_failed=has_failed)
+        super().close(has_failed=has_failed)
 
     def _ratio(self, row: dict[str, Any], scalars: ScalarCopies) -> float | None:
         if self._is_over:

@@ -18,7 +18,7 @@ from .anatomy import Anatomy
 from .at_exit import at_exit
 from .batches import Arguments
 from .compiled import EAGER, IN_GRAPH, compilation
-from .desk import Desk
+from .desk import MakeDesk
 from .discovery import discover
 from .door import Door
 from .errors import ProbeError
@@ -39,7 +39,6 @@ from .taps import Taps
 from .wrappers import bare, shell
 from .writer import Writer
 
-MakeDesk = Callable[[Callable[[str, str], None], Callable[[str, str], None]], Desk]
 MOST_TRIES = 3  # forwards on which discovery is tried before the probe does without
 
 

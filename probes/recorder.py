@@ -22,6 +22,8 @@ from .overshoot import with_overshoot
 from .probe import Probe
 from .schedule import Cycle, Sampler, Schedule, Stride
 from .sites import layout
+from .spike_blame import with_blame
+from .spikes.keeping import with_bundles
 from .stage_writer import StageWriter
 from .stages import stage_of
 from .wrappers import bare
@@ -45,6 +47,8 @@ def attach(
     replay: bool = False,
     stage: tuple[int, int] | None = None,
     curvature: bool = False,
+    blame: bool = False,
+    bundle: bool = False,
     sinks: Sequence[Sink] = (),
     report: Report | None = None,
 ) -> Probe:
@@ -80,6 +84,14 @@ def attach(
             loss falls, beside what the gradient promised, is then recorded (``decrease_ratio`` of table steps). Costs two
             forwards, a copy of the weights, and a wait for the device on sampled steps; on one process alone, with an optimizer,
             for models that are not compiled, and where the model's output gives the loop's loss.
+        blame: keep weights and batches of the last three steps, and where the loss spikes say which blocks' update raised it
+            (table attributions, event ``blame``). Costs three copies of the weights, the time of one a step, and at a spike some
+            20 forwards and backwards of its batch, in evaluation and float32; on one process alone, for losses that the model's
+            output gives.
+        bundle: keep weights, optimizer state, batches and random state of the last steps, and where the loss spikes write what it
+            began with into the folder ``spikes`` of the recording, weights and batches included: ``bisect`` finds in it which
+            change removes the spike. Costs two copies of weights and optimizer state, made every fourth step; on one process
+            alone, with an optimizer.
         sinks: where scalars of sampled steps are shown while they are recorded, and the report when the run is closed:
             ``to_tensorboard("logs")``, ``to_wandb(project="mine")``, ``to_mlflow()``, or any object with ``open(meta)``,
             ``log(step, values)`` and ``close(report)``. On ranks, the first one's are used.
@@ -97,7 +109,7 @@ def attach(
         RecordingError: the folder cannot be written.
     """
     _expect(model, optimizer, every, anatomy)
-    _expect_times(schedule, triggered, scaler, resume)
+    _expect_times(schedule, triggered, scaler, resume, blame=blame)
     part = stage_of(model, stage)
     check(sinks, part)
     if folder is None and part is not None:
@@ -117,6 +129,10 @@ def attach(
     writer, desk = opened(model, sampler, write, is_alone=part is None)
     if curvature and optimizer:
         desk = with_overshoot(desk, bare(model), optimizer, sampler)
+    if blame:
+        desk = with_blame(desk, bare(model), writer, sampler)
+    if bundle and optimizer:
+        desk = with_bundles(desk, bare(model), optimizer, sampler, Path(folder) / "spikes")
     return Probe(
         model,
         optimizer or None,
@@ -154,7 +170,7 @@ def _expect(model: object, optimizer: object, every: object, anatomy: Anatomy | 
         Hooked(bare(model), layout(anatomy).points, lambda _: lambda _: None).remove()
 
 
-def _expect_times(schedule: object, triggered: object, scaler: object, resume: object) -> None:
+def _expect_times(schedule: object, triggered: object, scaler: object, resume: object, *, blame: bool) -> None:
     if schedule is not None and not callable(schedule):
         raise ProbeError(
             f"Expected a schedule that can be asked about a step, got {type(schedule).__name__}. Pass Cycle(wait=9, active=1) "
@@ -164,6 +180,10 @@ def _expect_times(schedule: object, triggered: object, scaler: object, resume: o
         raise ProbeError(f"Expected resume to be True, False or a step, got {resume!r}. Pass the step to continue at.")
     if not isinstance(triggered, int) or triggered < 0:
         raise ProbeError(f"Expected triggered >= 0 steps, got {triggered!r}. Pass a number of steps.")
+    if blame and not triggered:
+        raise ProbeError(
+            "Expected triggered >= 1 with blame=True, got 0: no spike is looked for. Pass a number of steps."
+        )
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
         raise ProbeError(f"Expected a torch.amp.GradScaler or none, got {type(scaler).__name__}. Pass the loop's own.")
 

@@ -16,7 +16,7 @@ from .anatomy import Anatomy
 from .errors import RecordingError, RecordingExistsError
 from .log import MANIFEST, MANIFEST_LIMIT, Log
 from .notebook import recording_html
-from .schema import FORMAT, MOST_TEXT, TABLES
+from .schema import FORMAT, MOST_TEXT, READABLE, TABLES
 from .step_choice import StepChoice, Steps
 from .summaries import MOST_ROWS, coarser, summarise, summary_columns
 from .table_files import SCHEMAS, is_there, n_rows, read_batches, read_summary, signature
@@ -74,7 +74,7 @@ class Recording:
             raise RecordingError(
                 f"Expected JSON in {str(path)!r}, got {str(error)[:200]}. Restore the file from a copy."
             ) from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        if not isinstance(manifest, dict) or manifest.get("format") not in READABLE:
             found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
             raise RecordingError(
                 f"Expected recording format {FORMAT}, got {found!r:.80}. Read it with the version that wrote it."
@@ -220,6 +220,24 @@ class Recording:
                 f"Expected a folder that can be written, got {str(target)!r} ({error}). Free space or pass another."
             ) from error
         return Recording.load(target)
+
+    def with_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Recording:
+        """Return this recording, in memory, with rows added to table ``name``; a column that a row does not give is null.
+
+        Raises:
+            RecordingError: the table or a column is unknown, or a value is not of its kind.
+        """
+        given = [dict(row) for row in rows]
+        _known(name, sorted({column for row in given for column in row}))
+        held = {each: list(self._batches(each, list(TABLES[each]))) for each in TABLES}
+        try:
+            held[name] += pa.Table.from_pylist(given, SCHEMAS[name]).to_batches()
+        except pa.ArrowException as error:
+            raise RecordingError(
+                f"Expected rows of table {name!r} ({TABLES[name]}), got {str(error)[:200]}. Pass values of these kinds."
+            ) from error
+        tables = {each: pa.Table.from_batches(batches, SCHEMAS[each]) for each, batches in held.items() if batches}
+        return Recording({**self.manifest, "format": FORMAT}, self.anatomy, tables)
 
     def __repr__(self) -> str:
         """Say what it is and how much it holds, without reading the tables."""

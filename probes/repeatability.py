@@ -15,9 +15,10 @@ from .interventions import Change
 from .running import place_of
 from .together import ends_of, seen_in
 
+ROUNDING = 1e-6  # of a sum: less is the sum's own rounding
 TOLERANCE = 1e-4  # of the write: a kernel that adds in another order each time differs by 1e-6
 # What asks how a branch answers a change, or another precision: of one that never answers alike it tells nothing.
-SPOILED = ("gradient_conservation", "causality", "bf16_error", "bf16_state_error")
+SPOILED = ("gradient_conservation", "causality", "bf16_error", "bf16_state_error", "stream_shift")
 
 
 def repeatability(
@@ -26,7 +27,8 @@ def repeatability(
     """Return rows of the identities table: ``repeatability`` of every branch whose write is seen, in evaluation mode.
 
     ``observed`` is how far the write of a second forward is from that of the first, of its size; the state before each branch is
-    put back, so that each answers for itself. One forward. Call it inside ``untouched(model, training=False)``.
+    put back, so that each answers for itself. What is random behind where the write is seen shows in the sum. One forward.
+    Call it inside ``untouched(model, training=False)``.
 
     Args:
         model: the model.
@@ -34,19 +36,36 @@ def repeatability(
         anatomy: what ``discover`` found on it.
         still: what one forward showed at ``bf16_points``.
     """
-    ends = [(branch, before) for branch, before, _ in ends_of(anatomy) if written(branch)]
-    changes: dict[Point, Change] = {at: partial(_as, still[at]) for _, at in ends if at in still}
-    points = {point for branch, _ in ends for point in written(branch)}
+    ends = [end for end in ends_of(anatomy) if written(end[0])]
+    changes: dict[Point, Change] = {at: partial(_as, still[at]) for _, at, _ in ends if at in still}
+    points = {point for branch, before, added in ends for point in (*written(branch), before, added)}
     again = seen_in(model, batch, points, changes)
     rows = []
-    for branch, _ in ends:
+    for branch, before, added in ends:
         mine = [point for point in written(branch) if point in still and point in again]
         if mine and all(again[point].shape == still[point].shape for point in mine):
             off = sum(_energy(again[point].double() - still[point].double()) for point in mine)
             size = sum(_energy(still[point].double()) for point in mine)
             if size > 0:
-                rows.append(_row(branch, (off / size) ** 0.5))
+                behind = _behind(branch, before, added, still, again)
+                rows.append(_row(branch, (max(off, behind) / size) ** 0.5))
     return rows
+
+
+def _behind(
+    branch: Branch, before: Point, added: Point, still: Mapping[Point, Tensor], again: Mapping[Point, Tensor]
+) -> float:
+    """Return the energy of what the sum changed by, less what its skip brought along; 0 where it is not told."""
+    if any(seen.get(at) is None for seen in (still, again) for at in (before, added)):
+        return 0.0
+    change = again[added].double() - still[added].double()
+    if before.side == "input":  # what was put back there was read by one module alone
+        skip = again[before].double() - still[before].double()
+        if skip.numel() != change.numel():
+            return 0.0
+        change = change - branch.scale * skip.reshape(change.shape)
+    found = _energy(change)
+    return found if found > _energy(still[added].double()) * ROUNDING**2 else 0.0
 
 
 def without_spoiled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

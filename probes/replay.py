@@ -62,6 +62,14 @@ class Replay:
             batch = Arguments(*tree_map(copied, (args, dict(kwargs))))
             kept.forwards.append((batch, state_now()))
 
+    def begun(self, step: int) -> tuple[dict[str, Tensor], list[Arguments]] | None:
+        """Return the weights and batches that ``step`` began with; None where they are not kept any longer."""
+        kept = next((each for each in self._kept if each.step == step), None)
+        if kept is None or not kept.forwards:
+            return None
+        names = [name for name, _ in self._model.named_parameters()]
+        return dict(zip(names, kept.weights, strict=False)), [batch for batch, _ in kept.forwards]
+
     def tell(self, step: int, anatomy: Anatomy, writer: Any, door: Door) -> None:
         """Write what running ``step`` again shows: a row of the identities table, and an event of the step."""
         door.is_shut = True

@@ -81,14 +81,15 @@ class Trigger:
 
     def __init__(self) -> None:
         """Know nothing yet."""
+        self.quantity = ""  # of which something was told last
         self._seen: dict[str, deque[float]] = {}
         self._ill: set[str] = set()
         self._n = 0
 
     def see(self, step: int, scalars: Mapping[str, float | None]) -> str | None:
         """Take in one step's scalars; return what happened, None where nothing did."""
-        found = [self._look(name, value) for name, value in scalars.items() if value is not None]
-        told = next((text for text in found if text), None)
+        found = [(name, self._look(name, value)) for name, value in scalars.items() if value is not None]
+        self.quantity, told = next(((name, text) for name, text in found if text), ("", None))
         if told is None or self._n >= MOST_TRIGGERS:
             return None
         self._n += 1
@@ -124,6 +125,7 @@ class Sampler:
         is_on: whether the step chosen last is sampled.
         until: the last step that is sampled because of an event.
         nonfinite: the step whose loss or gradient norm was the first that is not finite; whoever reads it takes it away.
+        spiked: the step whose loss was the last that was finite and spiked; None before the first.
     """
 
     def __init__(self, schedule: Schedule, n_triggered: int) -> None:
@@ -132,6 +134,7 @@ class Sampler:
         self._schedule, self._n_triggered = schedule, n_triggered
         self._trigger, self.until = Trigger(), -1
         self.nonfinite: int | None = None
+        self.spiked: int | None = None
         self._on_their_way: deque[tuple[int, ScalarCopies]] = deque()
 
     def choose(self, step: int, until: int | None = None) -> None:
@@ -157,6 +160,8 @@ class Sampler:
             seen = None if values.get("is_skipped") else self._trigger.see(number, {k: values.get(k) for k in WATCHED})
             if seen and any(not math.isfinite(value) for k in WATCHED if (value := values.get(k)) is not None):
                 self.nonfinite = number
+            elif seen and self._trigger.quantity == "loss":
+                self.spiked = number
             if seen:
                 self.until = (step if now is None else now) + self._n_triggered
                 told = f"{seen}: the next {self._n_triggered} steps are sampled in full."

@@ -3,12 +3,14 @@
 History: 1 first; 2 (0.1.0) more statistics of activations and parameters, weights after the step, gradient norms before
 clipping, loss scale and skipped steps, parameter groups; 3 (0.1.0) number of elements, sites hidden, final_norm and logits;
 table logits; 4 (0.1.0) what ranks of one model joined: number of ranks, their smallest and largest loss; table ranks; module path
-of identities; 5 (0.1.0) the optimizer's group of a parameter; how far a step's loss fell beside what its gradient promised.
+of identities; 5 (0.1.0) the optimizer's group of a parameter; how far a step's loss fell beside what its gradient promised; 6
+(0.1.0) table attributions: samples, positions, totals and errors.
 """
 
 from __future__ import annotations
 
-FORMAT = 5
+FORMAT = 6
+READABLE = (5, 6)  # 5 never wrote a row of what 6 changes
 MOST_TEXT = 10_000  # bytes of one text in a table: no name or sentence is longer
 
 # Column kinds: i integer, f float, s string, b boolean. Absence is null, never 0.
@@ -135,6 +137,18 @@ TABLES: dict[str, dict[str, str]] = {
         "tolerance": "f",
         "note": "s",
     },
-    "attributions": {"step": "i", **PLACE, "method": "s", "value": "f"},
+    "attributions": {
+        "step": "i",
+        **PLACE,
+        "method": "s",
+        "module_path": "s",
+        "sample": "i",
+        "position": "i",
+        "value": "f",
+        "standard_error": "f",
+        "total": "f",
+        "error": "f",
+        "note": "s",
+    },
     "events": {"step": "i", "kind": "s", "sentence": "s"},
 }

@@ -40,7 +40,7 @@ def visibility(
         still: what one forward showed at ``visible_points``.
         seed: of the change.
     """
-    lengths = {t.shape for _, t in tensors(arguments(batch)) if t.dtype in (torch.int32, torch.int64) and t.dim() == 2}
+    lengths = lengths_of(batch)
     generator = torch.Generator().manual_seed(seed)
     adds = ends_of(anatomy)
     if not adds or not lengths:
@@ -70,7 +70,7 @@ def _as(state: Tensor, tensor: Tensor) -> Tensor:
 
 def _last_moved(state: Tensor, lengths: set[Any], generator: torch.Generator) -> Tensor | None:
     """Return a state with its last position moved; None where its positions are not told."""
-    shape = _shape(state, lengths)
+    shape = shape_of(state, lengths)
     if shape is None:
         return None
     moved = state.clone().view(shape)
@@ -81,15 +81,20 @@ def _last_moved(state: Tensor, lengths: set[Any], generator: torch.Generator) ->
 
 def _leak(moved: Tensor, still: Tensor, lengths: set[Any]) -> float | None:
     """Return the largest change at earlier positions over the largest value; None where positions are not told."""
-    shape = _shape(still, lengths)
+    shape = shape_of(still, lengths)
     if shape is None or moved.shape != still.shape:
         return None
     change = (moved - still).abs().view(shape)
-    own, leak, size = float(change[:, -1].max()), float(change[:, :-1].max()), float(still.abs().max())
-    return leak / size if own > 0 and size > 0 and leak == leak else None
+    leak, size = float(change[:, :-1].max()), float(still.abs().max())
+    return leak / size if float(change.max()) > 0 and size > 0 else None
 
 
-def _shape(tensor: Tensor, lengths: set[Any]) -> tuple[int, int, int] | None:
+def lengths_of(batch: Batch) -> set[Any]:
+    """Return the shapes, batch by positions, of the token ids and other whole numbers in a batch."""
+    return {t.shape for _, t in tensors(arguments(batch)) if t.dtype in (torch.int32, torch.int64) and t.dim() == 2}
+
+
+def shape_of(tensor: Tensor, lengths: set[Any]) -> tuple[int, int, int] | None:
     """Return the tensor's shape as batch, positions and width, where its axes are those of one batch of ids."""
     found = {
         (length[0], length[1], tensor.shape[-1])

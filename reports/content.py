@@ -17,14 +17,23 @@ from rheoscope.probes.recording import Recording
 from . import words
 from .compared import Compared
 from .designs import with_designs
-from .figures import COMPARISON_SECTIONS, RUN_SECTIONS
+from .figures import COMPARISON_SECTIONS, RUN_SECTIONS, attribution
 from .figures.chart import Chart
 from .figures.outlook import outlook
 from .figures.profile import steps_to_bring_up
 from .theme import plain
 
 LEADING_CHARTS = ("skip-transmission", "amplification", "bias-share")  # whose titles head a comparison
-OUTLOOK = (("forecasts-made", "Forecasts", "", (outlook,)),)  # drawn of the verdict as well
+# Drawn of the verdict as well.
+OUTLOOK = (("forecasts-made", "Forecasts", "", (outlook,)),)
+ATTRIBUTION = (
+    (
+        "attribution",
+        "Attribution",
+        "Which part is responsible: for the loss, for its change by an update, for a gradient.",
+        (attribution.usefulness, attribution.ledger, attribution.blame, attribution.shares),
+    ),
+)
 Rows = Sequence[tuple[str, str]]
 
 
@@ -118,7 +127,11 @@ def _run(tables: Tables, diagnosis: Diagnosis) -> RunContent:
         facts=words.facts(recording),
         anatomy=words.anatomy_sentence(recording.anatomy),
         blocks=block_values(tables),
-        sections=[*_sections(RUN_SECTIONS, tables), *_sections(OUTLOOK, tables, diagnosis)],
+        sections=[
+            *_sections(RUN_SECTIONS, tables),
+            *(_sections(ATTRIBUTION, tables, diagnosis) if len(tables.attributions) else ()),
+            *_sections(OUTLOOK, tables, diagnosis),
+        ],
         not_measured=words.not_measured(recording),
         events=list(words.events(recording)),
         steps_note=words.steps_note(len(steps_to_bring_up(tables)), recording),

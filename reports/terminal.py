@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rheoscope.diagnostics.diagnosis import Diagnosis
+from rheoscope.diagnostics.finding import Finding
 from rheoscope.diagnostics.study import AGREES, DIFFERS, Study
+from rheoscope.diagnostics.suppression import Gate
 from rheoscope.probes.anatomy import Anatomy
 from rich.box import SIMPLE
 from rich.console import Console
@@ -27,8 +29,8 @@ from .theme import plain
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
-_SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+COLOURS = {"PASS": "bold green", "WARN": "bold yellow", "FAIL": "bold red"}
+SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _CLAIM_COLOURS = {AGREES: "green", DIFFERS: "red"}
 _WIDTH = 110  # of text that is written to a file
 
@@ -101,17 +103,40 @@ def _print_list(title: str, sentences: Sequence[str], console: Console) -> None:
         console.print(*(Text(f"- {plain(sentence, 600)}") for sentence in sentences), sep="\n")
 
 
-def show(diagnosis: Diagnosis, console: Console | None = None) -> None:
-    """Print the verdict and the findings, root cause first."""
+def show(diagnosis: Diagnosis, console: Console | None = None, *, with_codes: bool = False) -> None:
+    """Print the verdict and the findings, root cause first; with their codes where these are wanted for suppressions."""
     console = console or Console(highlight=False)
-    head = Text(diagnosis.verdict, style=_COLOURS[diagnosis.verdict])
+    head = Text(diagnosis.verdict, style=COLOURS[diagnosis.verdict])
     console.print(head.append(f"  {words.verdict_sentence(diagnosis)}", style="default"))
     lines = Table.grid(padding=(0, 2))
-    for item in words.items(diagnosis):
-        lines.add_row(Text(item.kind, style=_SEVERITY_COLOURS[item.severity]), Text(item.sentence))
+    for finding, item in zip(diagnosis, words.items(diagnosis), strict=True):
+        lines.add_row(Text(item.kind, style=SEVERITY_COLOURS[item.severity]), Text(item.sentence))
+        if with_codes:
+            lines.add_row("", Text(place(finding), style="dim"))
         if item.remedy:
             lines.add_row("", Text(f"What to do: {item.remedy}", style="dim"))
     console.print(lines)
+
+
+def show_gate(gate: Gate, console: Console | None = None) -> None:
+    """Print what is left of a diagnosis, what was set aside and why, and entries that matched nothing."""
+    console = console or Console(highlight=False)
+    show(gate.diagnosis, console, with_codes=True)
+    for note in gate.notes:
+        console.print(Text(plain(note, 700), style="dim"))
+
+
+def gate_text(gate: Gate) -> str:
+    """Return the same as plain text."""
+    out = io.StringIO()
+    show_gate(gate, Console(file=out, width=_WIDTH, highlight=False, color_system=None, force_terminal=False))
+    return _lines(out)
+
+
+def place(finding: Finding) -> str:
+    """Return code and place of a finding, as a suppression names them."""
+    named = {"stack": finding.stack, "block": finding.block, "component": finding.component or None}
+    return ", ".join([finding.code, *(f"{key} {plain(value)}" for key, value in named.items() if value is not None)])
 
 
 def show_anatomy(anatomy: Anatomy, console: Console | None = None) -> None:

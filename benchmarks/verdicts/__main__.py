@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--doubled", type=int, default=60)
     parser.add_argument("--wide", type=int, default=40)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", default="", help="name of one fault, or healthy")
+    parser.add_argument("--only", default="", help="name of one fault, faults, healthy or monitored")
     parser.add_argument("--output", type=Path, default=Path("docs/verdicts.md"))
     given = parser.parse_args()
     plans: dict[str, list[Trial]] = {
@@ -45,8 +45,9 @@ def main() -> None:
         keep = given.only
         plans["healthy"] = plans["healthy"] if keep == "healthy" else []
         plans["monitored"] = plans["monitored"] if keep in ("healthy", "monitored") else []
-        plans["double"], plans["wide"] = [], []
-        plans["single"] = [t for t in plans["single"] if fault_of(t).name == keep]
+        if keep != "faults":
+            plans["double"], plans["wide"] = [], []
+            plans["single"] = [t for t in plans["single"] if fault_of(t).name == keep]
     begun = time.perf_counter()
     found = {kind: [_outcome(v) for v in _ran(kind, run, trials, given.workers)] for kind, trials in plans.items()}
     types = _ran("types", check_up, [] if given.only else TYPES.split(), given.workers)

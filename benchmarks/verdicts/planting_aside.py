@@ -123,3 +123,52 @@ def norm_turned(subject: Subject, block: int, severity: float) -> bool:
     norm = subject.model.get_submodule(subject.parts[block].norms[block % 2])
     norm.register_forward_hook(lambda _, args, output: change(output, args[0]))
     return True
+
+
+def norm_halved(subject: Subject, block: int, _: float) -> bool:
+    """Let one norm give bfloat16, as a cast in the wrong place does."""
+    norm = subject.model.get_submodule(subject.parts[block].norms[block % 2])
+    norm.register_forward_hook(lambda _, __, output: output.bfloat16().to(output.dtype))
+    return True
+
+
+def twice(subject: Subject, block: int, _: float) -> bool:
+    """Run the MLP of one block on its own result once more."""
+    path = subject.parts[block].mlp
+    if not path:
+        return False
+    mlp: Any = subject.model.get_submodule(path)
+    inner = mlp.forward
+    mlp.forward = lambda *args, **kwargs: inner(inner(*args, **kwargs))
+    return True
+
+
+class _OverPositions(nn.Module):
+    """Norms each channel over all positions, in place of each position over all channels."""
+
+    def __init__(self, gain: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(gain.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.square().mean(1, keepdim=True).add(1e-6).rsqrt() * self.weight
+
+
+def normed_over_positions(subject: Subject, block: int, _: float) -> bool:
+    """Norm over the wrong axis."""
+    path = subject.parts[block].norms[block % 2]
+    norm: Any = subject.model.get_submodule(path)
+    replace(subject.model, path, _OverPositions(norm.weight.detach() + (1.0 if "gemma" in subject.name else 0.0)))
+    return True
+
+
+def normed_again(subject: Subject, block: int, _: float) -> bool:
+    """Norm what the attention of one block writes."""
+
+    def leave(__: nn.Module, ___: Any, output: Any) -> Any:
+        written = output[0] if isinstance(output, tuple) else output
+        written = functional.rms_norm(written, written.shape[-1:])
+        return (written, *output[1:]) if isinstance(output, tuple) else written
+
+    subject.model.get_submodule(subject.parts[block].attention).register_forward_hook(leave)
+    return True

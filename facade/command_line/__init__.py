@@ -8,7 +8,23 @@ from typing import Annotated
 import typer
 from rheoscope.probes.errors import RecordingError, RheoscopeError
 
-from . import check, compare, demo, examine, join, lab, report, run, what_if
+from . import (
+    attribute,
+    autopsy,
+    bisect,
+    check,
+    compare,
+    demo,
+    doctor,
+    examine,
+    join,
+    lab,
+    preflight,
+    report,
+    run,
+    watch,
+    what_if,
+)
 
 USAGE_ERROR, UNREADABLE = 2, 3
 
@@ -23,12 +39,18 @@ app = typer.Typer(
 for command in (
     demo.demo,
     examine.examine,
+    attribute.attribute,
+    bisect.bisect,
     report.report,
     compare.compare,
     check.check,
     join.join,
     lab.lab,
     what_if.what_if,
+    preflight.preflight,
+    autopsy.autopsy,
+    doctor.doctor,
+    watch.watch,
 ):
     app.command()(command)
 # What stands behind the script is the script's.

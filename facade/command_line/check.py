@@ -22,19 +22,30 @@ def check(
     baseline: Annotated[
         Path | None, typer.Option(help="Folder of a good run of the same model: warn of what leaves its band.")
     ] = None,
+    suppress: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of known findings, each with a reason; by default rheoscope.toml, if it is here."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Judge a recording: exit 0 when clean, 1 with a finding at or above --fail-on, 3 when it cannot be read."""
-    from rheoscope.diagnostics.diagnosis import diagnose
-    from rheoscope.diagnostics.finding import SEVERITIES
-    from rheoscope.probes.recording import Recording
-    from rheoscope.reports.terminal import show
+    """Judge a recording: exit 0 when clean, 1 with a finding at or above --fail-on, 3 when it cannot be read.
 
+    A known finding is set aside by an entry of the TOML file, and still shown as suppressed.
+    """
+    from json import dumps
+
+    from rheoscope.diagnostics.diagnosis import diagnose
+    from rheoscope.diagnostics.suppression import FILE, gate, read_suppressions
+    from rheoscope.probes.recording import Recording
+    from rheoscope.reports.terminal import show_gate
+
+    path = suppress or (Path(FILE) if Path(FILE).is_file() else None)
+    known = () if path is None else read_suppressions(path)
     diagnosis = diagnose(Recording.load(recording), None if baseline is None else Recording.load(baseline))
+    gated = gate(diagnosis, known)
     if json:
-        typer.echo(diagnosis.to_json())
+        typer.echo(dumps(gated.to_json(), indent=1, allow_nan=False))
     else:
-        show(diagnosis)
-    worst = diagnosis.worst
-    if worst is not None and SEVERITIES.index(worst) >= SEVERITIES.index(fail_on.value):
+        show_gate(gated)
+    if gated.fails(fail_on.value):
         raise typer.Exit(1)

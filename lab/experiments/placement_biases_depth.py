@@ -8,13 +8,12 @@ from dataclasses import replace
 from itertools import product
 
 import pandas as pd
-from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, at_least, curve, steps_of, within
 from rheoscope.lab.factorial import Cell, effects
 from rheoscope.lab.intervals import Interval, over_seeds
 from rheoscope.lab.learning_rates import at_best, loss_curves, rows_at_best, swept
-from rheoscope.lab.measured import at_init
+from rheoscope.lab.measured import transmission_at_init
 from rheoscope.lab.run import Run
 
 FACTORS = ("post-norm", "biases", "depth")
@@ -36,8 +35,7 @@ def carry_out(setting: Setting) -> Result:
         for levels, design in fresh.items():
             for seed in setting.seeds_at_init:
                 begin(f"{label(levels, DEPTHS_AT_INIT)} at init, seed {seed}")
-                value = float(Tables(at_init(design, seed)).block_transmission()["transmission"].iloc[0])
-                transmission[levels].append(math.log(value))
+                transmission[levels].append(math.log(transmission_at_init(design, seed)))
     n_steps = 220 if setting.is_quick else 400
     runs = {
         label(levels, depths): Run(design, lr=1e-3, n_steps=n_steps, warm_up=0, cosine=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pandas as pd
-from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.experiment import Claim, Experiment, Result, Setting, curve, steps_of, within
 from rheoscope.lab.intervals import over_seeds
-from rheoscope.lab.measured import at_init
+from rheoscope.lab.measured import stream
 
 BASE = Architecture(
     12, 256, 4, vocabulary=1000, context=32, norm_kind="rmsnorm", biases=False, activation="relu", positions="none"
@@ -29,12 +28,8 @@ def carry_out(setting: Setting) -> Result:
             ratios[size] = []
             for seed in setting.seeds_at_init:
                 begin(f"embeddings of std {size:g}, seed {seed}")
-                states = (
-                    Tables(at_init(replace(BASE, embedding_std=size), seed))
-                    .gradient_profile()
-                    .sort_values("depth")["rms"]
-                )
-                ratios[size].append(float(states.iloc[0] / states.iloc[-1]))
+                _, gradients = stream(replace(BASE, embedding_std=size), seed)
+                ratios[size].append(gradients[0] / gradients[-1])
     found = {size: over_seeds(values) for size, values in ratios.items()}
     claims = [
         Claim(

@@ -110,6 +110,38 @@ def test_check_prints_json_that_machines_read(ill_folder: Path) -> None:
     assert json.loads(text)["verdict"] == "FAIL"
 
 
+def test_check_passes_what_is_suppressed_with_a_reason_and_shows_it(
+    ill_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, text = called("check", ill_folder, "--json")
+    entries = [
+        f'[[suppress]]\ncode = "{finding["code"]}"\nreason = "known, ticket 12"\n'
+        for finding in json.loads(text)["findings"]
+        if finding["severity"] == "error"
+    ]
+    (tmp_path / "rheoscope.toml").write_text("".join(entries) + '[[suppress]]\ncode = "idle"\nreason = "past"\n')
+    monkeypatch.chdir(tmp_path)
+
+    code, told = called("check", ill_folder)
+
+    assert entries
+    assert code == 0
+    assert "Suppressed (known, ticket 12)" in told
+    assert "The suppression of idle matched no finding" in told
+    assert {entry["reason"] for entry in json.loads(called("check", ill_folder, "--json")[1])["suppressed"]} == {
+        "known, ticket 12"
+    }
+
+
+def test_a_suppression_without_a_reason_is_a_wrong_use(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "known.toml").write_text('[[suppress]]\ncode = "nonfinite"\n')
+
+    assert exit_code_of_main(monkeypatch, "check", folder, "--suppress", tmp_path / "known.toml") == 2
+    assert "Expected a reason" in capsys.readouterr().err
+
+
 def test_wrong_use_exits_2(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     assert exit_code_of_main(monkeypatch, "compare", folder) == 2
     assert exit_code_of_main(monkeypatch, "check", folder, "--fail-on", "nonsense") == 2
@@ -285,6 +317,21 @@ def test_an_unknown_experiment_is_an_error_with_the_names(
     assert "Expected one of the experiments" in capsys.readouterr().err
 
 
+def test_doctor_says_what_is_here_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rheoscope.probes.kernels import by_c
+
+    monkeypatch.setattr(by_c, "kernel", None)
+    code, text = called("doctor", "--json")
+    rows = {row["part"]: row for row in json.loads(text)}
+
+    assert code == 0
+    assert rows["torch"]["found"] == torch.__version__
+    assert rows["C kernel"]["state"] == "slow"
+    assert "compiler" in rows["C kernel"]["advice"]
+    assert all(row["advice"] for row in rows.values() if row["state"] != "ok")
+    assert "C kernel: with a C compiler" in called("doctor")[1]
+
+
 def test_own_models_are_asked_for_by_their_factory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,3 +340,24 @@ def test_own_models_are_asked_for_by_their_factory(
     code, output = called("lab", "coordinates", "--factory", "a:b", "--sizes", "12")
     assert code == 2
     assert "WIDTHxDEPTH" in output
+
+
+def test_attribute_says_who_is_responsible_and_writes_it_into_a_report(tmp_path: Path) -> None:
+    code, text = called("attribute", "attribute_target:built", "-o", tmp_path / "page.html")
+
+    words = " ".join(text.split())
+    assert code == 0
+    assert "usefulness (" in words
+    assert "Taking out block" in words
+    assert "ledger (" in words
+    assert "The largest gradient is that of block" in words
+    assert "not causality" in words
+    assert "block-usefulness" in (tmp_path / "page.html").read_text()
+
+
+def test_attribute_answers_the_one_question_that_is_asked() -> None:
+    code, text = called("attribute", "attribute_target:built", "--what", "gradient")
+
+    assert code == 0
+    assert "gradient (" in text
+    assert "usefulness" not in text

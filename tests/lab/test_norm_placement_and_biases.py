@@ -142,7 +142,7 @@ def test_transmission_over_few_blocks_is_what_autograd_leaves_when_every_branch_
 
 
 def test_amplification_grows_faster_with_depth_under_post_norm() -> None:
-    depths = (3, 6, 12, 24)
+    depths = (3, 6, 12)
 
     def exponent(placement: str) -> float:
         values = [Tables(at_init(placement, "xavier", n, 64)).identity("relative_amplification") for n in depths]
@@ -159,8 +159,8 @@ def test_the_plain_gradient_profile_looks_flatter_under_post_norm() -> None:
     """The reason why the comparison leads with transmission."""
     ratios = {}
     for placement in ("pre", "post"):
-        runs = {name: at_init(placement, "normal", 24) for name in ("a", "b")}
-        ratios[placement] = compare(runs).summary()["gradient_ratio"].iloc[0]
+        run = at_init(placement, "normal", 24)
+        ratios[placement] = compare({"a": run, "b": run}).summary()["gradient_ratio"].iloc[0]
 
     assert ratios["post"] == pytest.approx(1, abs=0.05)
     assert ratios["pre"] > 2.5

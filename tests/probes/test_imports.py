@@ -8,7 +8,6 @@ import sys
 import pytest
 
 FRONTS = [
-    "rheoscope",
     "rheoscope.probes",
     "rheoscope.probes.recording",
     "rheoscope.probes.anatomy",
@@ -22,6 +21,16 @@ FRONTS = [
 @pytest.mark.parametrize("module", FRONTS)
 def test_importing_a_value_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'captum', 'plotly'}} & set(sys.modules)))"
+
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ended.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["rheoscope", "rheoscope.pytest_plugin"])
+def test_the_front_imports_no_library_at_all(module: str) -> None:
+    libraries = "{'torch', 'pandas', 'numpy', 'pyarrow', 'plotly', 'rich', 'typer', 'jinja2', 'captum', 'transformers'}"
+    code = f"import sys, {module}; print(sorted({libraries} & set(sys.modules)))"
 
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -158,6 +159,27 @@ def test_a_hostile_or_cut_manifest_is_a_clear_error(content: str, sentence: str,
         Recording.load(tmp_path)
 
     assert len(str(caught.value)) < 1000
+
+
+def test_a_recording_of_the_format_before_is_read_and_its_rows_can_be_added_to(run: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    manifest = json.loads((old / MANIFEST).read_text()) | {"format": 5}
+    (old / MANIFEST).write_text(json.dumps(manifest))
+
+    recording = Recording.load(old)
+    more = recording.with_rows("attributions", [{"method": "update", "block": 1, "value": 2.0, "step": 3}])
+
+    assert recording.table("steps").equals(Recording.load(run).table("steps"))
+    assert more.table("attributions")["value"].tolist() == [2.0]
+    assert more.table("steps").equals(recording.table("steps"))
+    assert more.save(tmp_path / "new").manifest["format"] == FORMAT
+
+
+@pytest.mark.parametrize("rows", [[{"kind": 3}], [{"block": "first"}]])
+def test_rows_that_no_table_holds_are_refused(rows: list[dict[str, object]], run: Path) -> None:
+    with pytest.raises(RecordingError, match="Expected"):
+        Recording.load(run).with_rows("attributions", rows)
 
 
 def test_a_manifest_in_no_encoding_is_a_clear_error(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Diagnose what one block does and its siblings, to rounding, do not: heads that are silent, another rotation, a stray term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from .finding import Evidence, Finding
+from .frames import records
+from .tables import Tables
+from .thresholds import LEAST_SIBLINGS, PATTERNS_OF_POSITIONS
+
+
+def silent_heads(tables: Tables) -> list[Finding]:
+    """Report an attention of which a part has no gradient at all, while all of the other blocks' has one."""
+    return [
+        _finding(
+            "head-silent",
+            row,
+            f"In the {row['branch']} branch of block {int(row['block'])} {row['observed']:.0%} of a projection "
+            f"({row['module_path']}) has a gradient of exactly 0; in the {n} others all of it has one: heads whose result is "
+            "thrown away, or whose softmax has no slope left.",
+            Evidence("share of rows or columns without gradient", float(row["observed"]), 0.0, "the other blocks", 0.0),
+            "Look at what stands between this block's heads and its last projection, and for weights or masks of 0.",
+        )
+        for row, n in _alone(tables, "silent_heads")
+    ]
+
+
+def rotation(tables: Tables) -> list[Finding]:
+    """Report an attention that turns queries from position to position otherwise than all others of its stack."""
+    found = []
+    for row, n in _alone(tables, "rotation", most=1):
+        block, n_blocks = int(row["block"]), n + 1
+        is_pattern = block + 1 in PATTERNS_OF_POSITIONS and 2 * (block + 1) > n_blocks
+        found.append(
+            _finding(
+                "attention-positions",
+                row,
+                f"The {row['branch']} branch of block {block} turns queries from one position to the next otherwise than the {n} "
+                f"others, by {row['observed']:.2g} of the turn: another base or length of its rotary embedding, or none."
+                + (f" Some models do so in every {block + 1}th block; this would be the first." if is_pattern else ""),
+                Evidence(
+                    "distance of the rotation / rotation",
+                    float(row["observed"]),
+                    0.0,
+                    "the other blocks",
+                    row["tolerance"],
+                ),
+                "Look at the base, the scaling and the positions of this block's rotary embedding.",
+                severity="info" if is_pattern else "warning",
+                reference="Su et al. 2021 (RoFormer), equation 14",
+            )
+        )
+    return found
+
+
+def stray_terms(tables: Tables) -> list[Finding]:
+    """Report a state that is more than skip and write, where those of the other adds are not."""
+    return [
+        _finding(
+            "stream-shifted",
+            row,
+            f"Behind the {row['branch']} branch of block {int(row['block'])} the stream is not the sum of skip and write: "
+            f"{row['observed']:.2g} of it comes from elsewhere. At the {n} other adds nothing does.",
+            Evidence(
+                "state less scale x skip and write / state",
+                float(row["observed"]),
+                0.0,
+                "the other adds",
+                row["tolerance"],
+            ),
+            "Look for something added here that is no branch: position embeddings once more, a constant, a hook.",
+        )
+        for row, n in _alone(tables, "stream_shift", kinds=False)
+    ]
+
+
+def _alone(
+    tables: Tables, check: str, *, kinds: bool = True, most: int | None = None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield each row beyond its tolerance, with how many others are not, where at most a quarter, or ``most``, are."""
+    rows = tables.identities
+    rows = rows[(rows["check"] == check) & rows["observed"].notna()]
+    for _, group in rows.groupby(["stack", "branch"] if kinds else ["stack"], sort=False):
+        ill: pd.DataFrame = group[group["observed"] > group["tolerance"]]
+        if len(group) > LEAST_SIBLINGS and len(ill) <= (len(group) // 4 if most is None else most):
+            for row in records(ill):
+                yield row, len(group) - len(ill)
+
+
+def _finding(
+    code: str,
+    row: dict[str, Any],
+    sentence: str,
+    evidence: Evidence,
+    remedy: str,
+    severity: Any = "warning",
+    reference: str = "",
+) -> Finding:
+    path = row["module_path"]
+    return Finding(
+        code=code,
+        severity=severity,
+        confidence=1.0,
+        block=int(row["block"]),
+        component=str(row["branch"]),
+        module_path=path if isinstance(path, str) else "",
+        step=0,
+        sentence=sentence,
+        evidence=evidence,
+        remedy=remedy,
+        reference=reference,
+    )

@@ -1,0 +1,85 @@
+"""Find what is added to the stream and belongs to no branch: position embeddings once more, a constant, a stray term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .anatomy import Anatomy, Branch, Point
+from .running import place_of
+
+TOLERANCE = 1e-4  # of the state: float32 sums close to 1e-7, a fused kernel to 1e-5
+Terms = tuple[tuple[Point, float], ...]
+
+
+def shift_points(anatomy: Anatomy) -> set[Point]:
+    """Return where ``shifts`` looks."""
+    return {point for _, state, terms in _sums(anatomy) for point in (state, *(at for at, _ in terms))}
+
+
+def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
+    """Return rows of the identities table: ``stream_shift`` of every branch whose next state is seen with what makes it.
+
+    ``observed`` is the norm of what is left of state k when it is explained as a multiple of ``scale * state k-1 + write k``,
+    behind a norm on the stream as a multiple of what the norm gives, over that of state k: 0 where the state that the next branch
+    reads is that and nothing else. The multiple is 1 in nearly all models; RWKV halves its states every few blocks in evaluation.
+
+    Args:
+        anatomy: what ``discover`` found on the model.
+        seen: what one forward showed at ``shift_points``, without dropout.
+    """
+    rows = []
+    for branch, at, terms in _sums(anatomy):
+        state, addends = seen.get(at), [seen.get(point) for point, _ in terms]
+        if state is None or not state.is_floating_point() or not bool(torch.isfinite(state).all()):
+            continue
+        total = torch.zeros(state.numel(), dtype=torch.float64, device=state.device)
+        known = [t for t in addends if t is not None and t.numel() == state.numel() and bool(torch.isfinite(t).all())]
+        if len(known) < len(terms) or state.dtype not in (torch.float32, torch.float64):
+            continue
+        for addend, (_, factor) in zip(known, terms, strict=True):
+            total += factor * addend.double().reshape(-1)
+        whole = state.double().reshape(-1)
+        size, energy = float(whole.norm()), float(total @ total)
+        if size > 0 and energy > 0:
+            rest = whole - float(whole @ total) / energy * total
+            rows.append(_row(branch, float(rest.norm()) / size))
+    return rows
+
+
+def _sums(anatomy: Anatomy) -> Iterator[tuple[Branch, Point, Terms]]:
+    """Yield every branch whose next state is seen with what it is the sum of, and their factors."""
+    for index, branch in enumerate(anatomy.branches):
+        stack = anatomy.stacks[branch.stack]
+        before = stack.start if branch.depth == 1 else anatomy.branches[index - 1].state
+        if branch.state is None or branch.is_gated_skip or stack.n_streams > 1:
+            continue
+        if branch.placement == "post" and not branch.skip_norms:
+            continue  # what norms the sum is not known by its path
+        if branch.skip_norms:
+            yield branch, branch.state, ((Point(branch.skip_norms[-1], "output", ()), 1.0),)
+        elif before is not None and (terms := _written(branch)):
+            yield branch, branch.state, ((before, branch.scale), *terms)
+
+
+def _written(branch: Branch) -> Terms:
+    if branch.write is not None:
+        return ((branch.write, 1.0),)
+    if branch.terms:
+        return tuple((at, 1.0) for at in branch.terms)
+    known = [(at, factor) for at, factor in zip(branch.seen, branch.factors, strict=True) if factor is not None]
+    return tuple(known) if len(known) == len(branch.seen) else ()
+
+
+def _row(branch: Branch, size: float) -> dict[str, Any]:
+    return {
+        "check": "stream_shift",
+        **place_of(branch),
+        "observed": size,
+        "expected": 0.0,
+        "tolerance": TOLERANCE,
+        "note": "state less a multiple of scale * skip and write, over the state: what is added and belongs to no branch",
+    }

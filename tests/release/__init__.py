@@ -1,0 +1,1 @@
+"""Build what is released, and use it as a stranger does."""
