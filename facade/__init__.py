@@ -3,10 +3,11 @@
     measure -> keep -> judge -> show
 
 ``discover`` finds the residual stream, ``attach`` records a training run, ``examine`` checks a model once; both give a
-``Recording``. ``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a
-design choice changed, ``write_report`` writes one HTML file. ``attribute_update``, ``usefulness``, ``output_ledger`` and
-``gradient_shares`` say which part is responsible. ``assert_stable`` fails a test where a model is ill, ``watch`` tells of
-findings while a run trains. Names load when they are used, so that reading a recording never imports torch.
+``Recording``. ``record``, ``attach_trainer``, ``RheoscopeCallback`` and ``RheoscopeTracker`` record loops that others wrote.
+``diagnose`` judges it, ``compare`` sets several side by side, ``what_if`` sets a model beside itself with a design choice
+changed, ``write_report`` writes one HTML file. ``attribute_update``, ``usefulness``, ``output_ledger`` and ``gradient_shares``
+say which part is responsible. ``assert_stable`` fails a test where a model is ill, ``watch`` tells of findings while a run
+trains. Names load when they are used, so that reading a recording never imports torch.
 """
 
 from __future__ import annotations
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
     from rheoscope.probes.check_up import examine
     from rheoscope.probes.discovery.dissect import discover
     from rheoscope.probes.errors import RheoscopeError
+    from rheoscope.probes.integrations.accelerate import RheoscopeTracker
+    from rheoscope.probes.integrations.hf_trainer import attach_trainer
+    from rheoscope.probes.integrations.lightning import RheoscopeCallback
+    from rheoscope.probes.integrations.record import record
     from rheoscope.probes.recorder import Cycle, Probe, attach
     from rheoscope.probes.recording import Recording
     from rheoscope.probes.spikes.bisection import Bisection, bisect
     from rheoscope.reports.report import write_report
     from rheoscope.stability import assert_stable
     from rheoscope.watching import watch
+
+    from .sinks import to_mlflow, to_tensorboard, to_wandb
 
 __all__ = [
     "Anatomy",
@@ -47,9 +54,12 @@ __all__ = [
     "Finding",
     "Probe",
     "Recording",
+    "RheoscopeCallback",
     "RheoscopeError",
+    "RheoscopeTracker",
     "assert_stable",
     "attach",
+    "attach_trainer",
     "attribute_update",
     "bisect",
     "compare",
@@ -59,7 +69,11 @@ __all__ = [
     "examine",
     "gradient_shares",
     "output_ledger",
+    "record",
     "scale_up",
+    "to_mlflow",
+    "to_tensorboard",
+    "to_wandb",
     "usefulness",
     "watch",
     "what_if",
@@ -76,9 +90,12 @@ _HOMES = {
     "Finding": "diagnostics.finding",
     "Probe": "probes.recorder",
     "Recording": "probes.recording",
+    "RheoscopeCallback": "probes.integrations.lightning",
     "RheoscopeError": "probes.errors",
+    "RheoscopeTracker": "probes.integrations.accelerate",
     "assert_stable": "stability",
     "attach": "probes.recorder",
+    "attach_trainer": "probes.integrations.hf_trainer",
     "attribute_update": "probes.attribution.blame",
     "bisect": "probes.spikes.bisection",
     "compare": "diagnostics.comparison",
@@ -88,7 +105,11 @@ _HOMES = {
     "examine": "probes.check_up",
     "gradient_shares": "probes.attribution.shares",
     "output_ledger": "probes.attribution.ledger",
+    "record": "probes.integrations.record",
     "scale_up": "lab.scale_up",
+    "to_mlflow": "sinks",
+    "to_tensorboard": "sinks",
+    "to_wandb": "sinks",
     "usefulness": "probes.attribution.knock_out",
     "watch": "watching",
     "what_if": "lab.what_if",

@@ -36,6 +36,14 @@ class Door:
             self._handles.append(model.register_forward_pre_hook(self._enters, with_kwargs=True, prepend=True))
             self._handles.append(model.register_forward_hook(self._leaves, always_call=True))
 
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take in a forward that had begun when the door was put there."""
+        self._enters(self._model, args, dict(kwargs))
+
+    def leave(self, *, has_failed: bool) -> None:
+        """Take in the end of such a forward, where it was not seen."""
+        self._end(has_failed=has_failed)
+
     def close(self) -> None:
         """Watch no longer."""
         for handle in self._handles:

@@ -51,6 +51,16 @@ class Optimizers:
         found = (getattr(optimizer, "found_inf", None) for optimizer in self.all)
         return next((value for value in found if isinstance(value, Tensor)), None)
 
+    @property
+    def running(self) -> list[Any]:
+        """Those whose step has begun and not ended: one that computes its own gradients runs forwards inside it."""
+        return [each for each in self.all if self._depth.get(id(each), 0)]
+
+    def begun(self, optimizer: Any) -> None:
+        """Take in that the step of ``optimizer`` had begun before it was watched."""
+        if any(each is optimizer for each in self.all):
+            self._depth[id(optimizer)] = 1
+
     def watch(self, before: Before, after: After, fail: Fail) -> None:
         """Call ``before(optimizer, has_closure)`` and ``after(optimizer)`` around each whole step; ``fail`` of their errors.
 

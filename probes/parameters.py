@@ -58,6 +58,8 @@ class ParameterTaps:
             if self._optimizers and row in self._free and p is not None and p.requires_grad
         ]
         self.not_measured = [*self._slots.not_measured, *outside(free)]
+        for each in () if optimizers is None else optimizers.running:
+            self.before_step(each, has_closure=True)
 
     def before_step(self, optimizer: Any, *, has_closure: bool = False) -> None:
         """Read the gradients and copy the weights, where they cannot be read from the optimizer's state afterwards.

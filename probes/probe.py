@@ -61,16 +61,16 @@ class Probe:
     ) -> None:
         """Hook the model's door and the optimizer; the other hooks come with the first forward."""
         self.model, self.optimizer = bare(model), optimizer
-        self._optimizers = None if optimizer is None else Optimizers(optimizer)
+        self.optimizers = None if optimizer is None else Optimizers(optimizer)
         self._compilation = compilation(shell(model))
         self._writer = writer
-        self._faults = Faults(self._event, strict=strict)
-        self._gauge = StepGauge(self.model, self._optimizers, scaler, self._faults.guard)
+        self._faults = Faults(self.event, strict=strict)
+        self.gauge = StepGauge(self.model, self.optimizers, scaler, self._faults.guard)
         self._taps: Taps | None = None
         self._parameters: ParameterTaps | None = None
         self._sees_attention = attention
         self._step = writer.first_step
-        self._desk = desk(self._event, self._faults.say)
+        self._desk = desk(self.event, self._faults.say)
         self._n_tries = self._n_forwards = self._n_steps = self._n_before = 0
         self._n_measured: int | None = None
         self._read: ParameterNumbers | None = None
@@ -83,10 +83,9 @@ class Probe:
         self._given = anatomy
         if anatomy is not None and self._desk.until is None:
             self._know(anatomy)
-        self._door = Door(shell(model), self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
-        if self._optimizers is not None:
-            self._optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
-
+        self.door = Door(shell(model), self._forward_begins, self._forward_ends, partial(self._faults.fail, "forward"))
+        if self.optimizers is not None:
+            self.optimizers.watch(self._before_step, self._after_step, partial(self._faults.fail, "optimizer"))
         self._take_back_exit = at_exit(self._close_left)
 
     def __enter__(self) -> Self:
@@ -98,7 +97,7 @@ class Probe:
     ) -> None:
         """Close the recording, also when training raised."""
         if error is not None:
-            self._event("interrupted", f"Training stopped with {type(error).__name__}: {str(error)[:300]}")
+            self.event("interrupted", f"Training stopped with {type(error).__name__}: {str(error)[:300]}")
         self._close(has_failed=error is not None)
 
     @property
@@ -153,15 +152,15 @@ class Probe:
     def _ends(self) -> list[Callable[[], None]]:
         """Return what takes the hooks off."""
         taps = [] if self._taps is None else [self._taps.leave_graph, self._taps.detach]
-        watched = [] if self._optimizers is None else [self._optimizers.close]
-        return [*taps, self._gauge.close, *watched, self._door.close]
+        watched = [] if self.optimizers is None else [self.optimizers.close]
+        return [*taps, self.gauge.close, *watched, self.door.close]
 
     def _forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._faults.measure("forward", lambda: self._begin(args, kwargs))
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._n_forwards += 1
-        self._gauge.forward_begins()
+        self.gauge.forward_begins()
         if self._replay is not None:
             self._replay.keep(self._step, args, kwargs)
         if self._taps is None and self._n_tries < MOST_TRIES:
@@ -195,10 +194,10 @@ class Probe:
     def _know(self, anatomy: Anatomy) -> None:
         relations = RelationTaps(self.model, anatomy, self._faults.measure, exact_logits=self._sees_attention)
         self._taps = Taps(self.model, anatomy, self._faults.fail, relations, self._compilation)
-        self._parameters = ParameterTaps(self.model, anatomy, self._optimizers)
+        self._parameters = ParameterTaps(self.model, anatomy, self.optimizers)
         self._desk.know(anatomy, self._taps, self._parameters)
         if self._compilation != "none":
-            self._event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
+            self.event("compiled", IN_GRAPH if self._taps.is_in_graph else EAGER)
 
     def _is_sampled(self) -> bool:
         return self._sampler.is_on and not (self._faults.are_too_many or self._desk.is_idle)
@@ -209,7 +208,7 @@ class Probe:
             self._faults.measure("optimizer", lambda: parameters.before_step(optimizer, has_closure=has_closure))
 
     def _after_step(self, optimizer: Any) -> None:
-        self._faults.guard("optimizer", self._gauge.updated)
+        self._faults.guard("optimizer", self.gauge.updated)
         parameters = self._parameters
         if parameters is not None and self._is_sampled():
             self._faults.measure("optimizer", lambda: parameters.after_step(optimizer))
@@ -223,7 +222,7 @@ class Probe:
         self._n_measured = len(readings)
         if self.optimizer is None:
             self._parameters.read_alone()
-        elif not self._gauge.n_updates and self._gauge.scale is None:
+        elif not self.gauge.n_updates and self.gauge.scale is None:
             self._faults.say("no_update", complaints.NO_UPDATE)
         if any(reading.is_repeated for reading in readings):
             self._faults.say("repeated_backward", complaints.REPEATED_BACKWARD)
@@ -233,20 +232,20 @@ class Probe:
             self._faults.say("gradients_gone", complaints.GRADIENTS_GONE)
         for told in self._parameters.news():
             self._faults.say("replaced", told, key=told)
-            self._gauge.follow(self.model)
+            self.gauge.follow(self.model)
         self._hold(readings, self._read)
 
     def _close_step(self, loss: Tensor | float | None, batch_id: object, n_tokens: int | None) -> None:
-        now, groups = time.perf_counter(), self._gauge.groups()
+        now, groups = time.perf_counter(), self.gauge.groups()
         (scalar, no_scalar), (count, no_count) = loss_of(loss), count_of(n_tokens)
         seconds = now - self._started if now >= self._started else None
         row = {"step": self._step, "n_tokens": count, "batch_id": name_of(batch_id), "seconds": seconds}
-        row |= self._gauge.row(groups, self._n_measured)
+        row |= self.gauge.row(groups, self._n_measured)
         self._started = now
-        found = self._gauge.scalars(self._read, had_forward=self._n_forwards > self._n_before)
+        found = self.gauge.scalars(self._read, had_forward=self._n_forwards > self._n_before)
         # Copied now: a loop may scale its loss in place afterwards.
         scalars = ScalarCopies({"loss": scalar, **found})
-        self._desk.close_step(row, scalars, groups, self._gauge.parts(self._parameters if self._read else None))
+        self._desk.close_step(row, scalars, groups, self.gauge.parts(self._parameters if self._read else None))
         if no_scalar or no_count:
             raise ProbeError(no_scalar or no_count)
 
@@ -256,9 +255,9 @@ class Probe:
         was_sampled = self._n_measured is not None
         self._n_steps += 1
         self._n_before = self._n_forwards
-        self._gauge.restart()
-        if self._optimizers is not None:
-            self._optimizers.settle()
+        self.gauge.restart()
+        if self.optimizers is not None:
+            self.optimizers.settle()
         self._step += 1
         self._sampler.choose(self._step, self._desk.until)
         if self._taps is not None and self._taps.is_attached and not self._is_sampled():
@@ -270,7 +269,7 @@ class Probe:
         """Run a step again whose loss was not finite, where it was kept."""
         step, self._sampler.nonfinite = self._sampler.nonfinite, None
         if step is not None and self._replay is not None and self.anatomy is not None:
-            self._replay.tell(step, self.anatomy, self._writer, self._door)
+            self._replay.tell(step, self.anatomy, self._writer, self.door)
 
     def _keep_unstepped(self) -> None:
         """Write what was measured since the last step; say so when ``step`` was never called."""
@@ -280,20 +279,21 @@ class Probe:
         if self._n_steps == 0:
             self._faults.say("never_stepped", complaints.NEVER_STEPPED)
         else:
-            self._event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
+            self.event("open_step", f"The last forward ({len(readings)} micro-batches) was not closed by probe.step.")
         self._hold(readings, self._parameters.take() if self._parameters is not None else None)
 
     def _hold(self, readings: list[Reading], parameters: ParameterNumbers | None) -> None:
-        told = self._desk.hold(self._step, readings, parameters, self._gauge.scale)
+        told = self._desk.hold(self._step, readings, parameters, self.gauge.scale)
         if told:
-            self._event("attention_not_seen", told)
+            self.event("attention_not_seen", told)
 
     def _close_left(self) -> None:
-        self._event("left_open", complaints.LEFT_OPEN)
+        self.event("left_open", complaints.LEFT_OPEN)
         self.close()
 
     def _refuse(self) -> None:
         raise ProbeError("Expected an open probe, got probe.step after close: nothing is recorded. Attach a new one.")
 
-    def _event(self, kind: str, sentence: str) -> None:
+    def event(self, kind: str, sentence: str) -> None:
+        """Record something that happened in the step."""
         self._writer.event(self._step, kind, sentence)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .anatomy import Anatomy
 from .errors import ProbeError
 from .hooked import Hooked
+from .integrations.sinks import Report, Sink, SinkWriter, check
 from .manifest import manifest
 from .opening import opened
 from .optimizers import stepping
@@ -48,6 +49,8 @@ def attach(
     curvature: bool = False,
     blame: bool = False,
     bundle: bool = False,
+    sinks: Sequence[Sink] = (),
+    report: Report | None = None,
 ) -> Probe:
     """Put probes on ``model``: they find the residual stream on the first training forward and measure from there on.
 
@@ -89,6 +92,10 @@ def attach(
             began with into the folder ``spikes`` of the recording, weights and batches included: ``bisect`` finds in it which
             change removes the spike. Costs two copies of weights and optimizer state, made every fourth step; on one process
             alone, with an optimizer.
+        sinks: where scalars of sampled steps are shown while they are recorded, and the report when the run is closed:
+            ``to_tensorboard("logs")``, ``to_wandb(project="mine")``, ``to_mlflow()``, or any object with ``open(meta)``,
+            ``log(step, values)`` and ``close(report)``. On ranks, the first one's are used.
+        report: writes the report that sinks are given, from the recording; by default the first sink's own.
         attention: whether the exact logits of attention are measured per head; without, only their bound is.
 
     Returns:
@@ -104,6 +111,7 @@ def attach(
     _expect(model, optimizer, every, anatomy)
     _expect_times(schedule, triggered, scaler, resume, blame=blame)
     part = stage_of(model, stage)
+    check(sinks, part)
     if folder is None and part is not None:
         raise ProbeError("Expected a folder, the same on every stage of the pipeline, got none. Pass folder=.")
     if folder is None:
@@ -113,6 +121,10 @@ def attach(
     )
     sampler = Sampler(Stride(every) if schedule is None else schedule, triggered)
     kind: Callable[..., Writer] = Writer if part is None else partial(StageWriter, part)
+    if sinks:
+        kind = partial(
+            SinkWriter, sinks, report or next((each.report for each in sinks if hasattr(each, "report")), None)
+        )
     write = partial(kind, Path(folder), head, resume=resume, strict=strict)
     writer, desk = opened(model, sampler, write, is_alone=part is None)
     if curvature and optimizer:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .gathered import sharded_modules
-from .wrappers import bare, shell
+from .wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ def _distributed(model: nn.Module) -> list[Any]:
 
 
 def _replicated(model: nn.Module) -> Any:
-    """Return the DistributedDataParallel around ``model`` or the module given; None where there is none."""
+    """Return the DistributedDataParallel around ``model``, or around a module that it is a part of; None where there is none."""
     if isinstance(model, DistributedDataParallel):
         return model
     inside = bare(model)
     # The wrapper knows its module and not the other way round.
     found = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
-    return next((wrapper for wrapper in found if bare(shell(wrapper)) is inside), None)
+    return next((wrapper for wrapper in found if any(module is inside for module in wrapper.modules())), None)
 
 
 def _flattened(model: nn.Module) -> Any:

@@ -52,6 +52,7 @@ class StepGauge:
         self._optimizer = optimizer
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._skipped: Tensor | None = None
+        self._unclipped: Tensor | None = None  # as others than torch told it
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._clips = ClipWatch(model, guard)
 
@@ -62,6 +63,18 @@ class StepGauge:
         held = self._scaler._scale
         # Before its first use a scaler has made no tensor yet.
         self.scale = held.detach().clone() if held is not None else torch.tensor(float(self._scaler._init_scale))
+
+    def scaled_by(self, scaler: Any) -> None:
+        """Take in the scaler that has just multiplied the step's loss, where none is known."""
+        if self._scaler is None and scaler.is_enabled():
+            self._scaler = scaler
+            self.forward_begins()
+
+    def clipped_from(self, norm: Any) -> None:
+        """Take in the norm before clipping from whoever clips; where torch clips it is known anyway."""
+        told = norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
+        if told.numel() == 1 and type(told) is Tensor:
+            self._unclipped = told.detach().reshape(()).clone()
 
     def updated(self) -> None:
         """Count one optimizer step; a fused one is told inside it whether to skip."""
@@ -83,7 +96,7 @@ class StepGauge:
         unclipped, coefficient = self._clips.take()
         found = {
             "gradient_norm": None if parameters is None else parameters.gradient_norm,
-            "unclipped_gradient_norm": unclipped,
+            "unclipped_gradient_norm": self._unclipped if unclipped is None else unclipped,
             "clip_coefficient": coefficient,
             "loss_scale": self.scale,
             "is_skipped": self.skipped(had_forward=had_forward),
@@ -134,7 +147,7 @@ class StepGauge:
 
     def restart(self) -> None:
         """Begin the next step."""
-        self.n_updates, self.scale, self._skipped = 0, None, None
+        self.n_updates, self.scale, self._skipped, self._unclipped = 0, None, None, None
 
     def close(self) -> None:
         """Stop watching."""

@@ -34,9 +34,14 @@ OWNERS: dict[str, set[str]] = {
     "rich": {"reports"},
     "typer": {"facade"},
     "transformers": {"lab"},
+    "lightning": {"probes"},
+    "accelerate": {"probes"},
+    "wandb": {"probes"},
+    "mlflow": {"probes"},
+    "tensorboard": {"probes"},
 }
-# Frames are values that probes hand out: they load when one is asked for.
-LAZY = {("probes", "pandas")}
+# Frames are values that probes hand out: they load when one is asked for. A trainer's library is there when a trainer is.
+LAZY = {("probes", "pandas"), ("probes", "transformers")}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 UNSAFE_CALLS = {
     "torch.load",

@@ -21,6 +21,7 @@ from . import (
     lab,
     preflight,
     report,
+    run,
     watch,
     what_if,
 )
@@ -52,6 +53,8 @@ for command in (
     watch.watch,
 ):
     app.command()(command)
+# What stands behind the script is the script's.
+app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(run.run)
 
 
 def _version(wanted: bool) -> None:
@@ -74,7 +77,13 @@ def options(
 def main() -> None:
     """Run the command line; exit 2 on a wrong use, 3 on a recording that cannot be read."""
     try:
-        app()
+        launch = None
+        try:
+            app()
+        except run.Launch as wanted:
+            launch = wanted
+        if launch is not None:
+            launch.go()
     except RecordingError as error:
         _say(error)
         sys.exit(UNREADABLE)
