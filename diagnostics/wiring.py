@@ -13,6 +13,7 @@ import pandas as pd
 from rheoscope.probes.anatomy import Branch
 
 from .factors import Shared, shared, shared_logit_factor
+from .far_logits import far_logits
 from .finding import Evidence, Finding, Severity
 from .frames import records
 from .tables import Tables
@@ -214,6 +215,8 @@ def logit_scale(tables: Tables) -> list[Finding]:
                 told = _apart(
                     mine, sizes, usual, "attention-scale", lambda b: f"the attention logit of block {b.block}"
                 )
+                if usual is None and check == "logit_size":
+                    told = far_logits(mine, sizes)
                 found |= {(stack.index, finding.block or 0): finding for finding in told}
     return list(found.values())
 

@@ -23,6 +23,7 @@ from .wrappers import modules_of
 TOKENS = 64  # of what a norm reads: a gain and a bias a channel are fitted to them
 SMALL = 1e-5  # mean square at which epsilon is read: its usual size
 FIT = 1e-4  # of the output: what the closed form may leave of it
+VARIES = 1e-4  # of what a norm gives: less difference between tokens tells nothing of a gain
 TOLERANCE = 1e-3  # of the gradient: float32 leaves 1e-6
 MATTERS = 2e-3  # of mean square and epsilon: a change of epsilon by it changes what the norm gives by a thousandth
 
@@ -163,6 +164,8 @@ def _form(read: Tensor, given: Tensor, large: Tensor, small: Tensor, *, has_mean
     factor = (square + epsilon).rsqrt()
     z = left * factor
     centred, rest = z - z.mean(0), given - given.mean(0)
+    if not min(float(rest.norm()) / max(float(given.norm()), 1e-300), float(centred.norm()) / float(z.norm())) > VARIES:
+        return None  # tokens that are all alike tell no gain
     gain = (centred * rest).sum(0) / centred.square().sum(0).clamp_min(1e-300)
     miss = float((rest - gain * centred).norm() / rest.norm().clamp_min(1e-300))
     return _Form(has_mean, left, factor, gain, epsilon, miss)
