@@ -12,7 +12,7 @@ from .thresholds import LOGITS_APART_AT_ENDS
 
 
 def far_logits(branches: Sequence[Branch], sizes: Sequence[float]) -> list[Finding]:
-    """Report the branches whose logits stand apart.
+    """Report the branches whose logits stand above all others; the first only where a norm bounds what it reads.
 
     Args:
         branches: of one kind and stack.
@@ -36,4 +36,5 @@ def far_logits(branches: Sequence[Branch], sizes: Sequence[float]) -> list[Findi
         )
         for odd in apart(sizes, LOGITS_APART_AT_ENDS)
         for branch in (branches[odd.index],)
+        if odd.value > odd.high and (branch.depth > 1 or branch.placement in ("pre", "double"))
     ]
