@@ -38,7 +38,7 @@ OWNERS: dict[str, set[str]] = {
     "accelerate": {"probes"},
     "wandb": {"probes"},
     "mlflow": {"probes"},
-    "tensorboard": {"probes"},
+    "tensorboard": {"probes", "lab"},  # what writes events, and what reads them
 }
 # Frames are values that probes hand out: they load when one is asked for. A trainer's library is there when a trainer is.
 LAZY = {("probes", "pandas"), ("probes", "transformers")}
