@@ -114,8 +114,10 @@ def update_siblings(tables: Tables) -> list[Finding]:
         blocks = sorted({int(block) for block in group["block"]})
         known = {int(block) for block in moved.loc[(moved["step"] == step) & (moved["stack"] == stack), "block"]}
         left = [block for block in blocks if block not in known]
-        # The first blocks of a fine-tuned model are often left alone on purpose.
-        if known and left and left != list(range(len(left))) and len(left) * 4 <= len(blocks):
+        # The first blocks of a fine-tuned model are often left alone on purpose: then they are frozen, and have no gradients.
+        is_first = left == list(range(len(left)))
+        has_gradients = (group.loc[group["block"].isin(left), "gradient_state"] == "value").any()
+        if known and left and (has_gradients or not is_first) and len(left) * 4 <= len(blocks):
             found += [_not_updated(block, step, len(known)) for block in left]
         mine = ratios[(ratios["step"] == step) & (ratios["stack"] == stack)].sort_values("block", ignore_index=True)
         found += [

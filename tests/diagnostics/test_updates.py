@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from oracles import NanoGPT
+from rheoscope.diagnostics.diagnosis import diagnose
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.diagnostics.updates import untrained, update_ratio
+from rheoscope.probes.recorder import attach
 
 LATE = (0, 10, 20)
 
@@ -83,3 +88,22 @@ def test_a_gradient_of_zero_is_a_gradient(made: Any) -> None:
 
 def test_a_run_without_backward_says_nothing_of_missing_gradients(made: Any) -> None:
     assert untrained(Tables(made(gradient=None).recording())) == []
+
+
+@pytest.mark.parametrize(("is_frozen", "told"), [(False, [("not-updated", 0)]), (True, [])])
+def test_a_first_block_with_gradients_that_no_optimizer_holds_is_told(
+    tmp_path: Path, is_frozen: bool, told: list[tuple[str, int]]
+) -> None:
+    torch.manual_seed(0)
+    model = NanoGPT("pre", n_blocks=5)
+    model.blocks[0].requires_grad_(not is_frozen)
+    held = [p for name, p in model.named_parameters() if not name.startswith("blocks.0.")]
+    with attach(model, torch.optim.AdamW(held), every=1, folder=tmp_path / "run") as probe:
+        for _ in range(3):
+            loss = model(*torch.randint(61, (2, 2, 8)))
+            model.zero_grad()
+            loss.backward()
+            probe.optimizer.step()  # type: ignore[union-attr]
+            probe.step(loss)
+    found = [(f.code, f.block) for f in diagnose(probe.recording) if f.code == "not-updated"]
+    assert found == told
