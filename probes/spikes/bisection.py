@@ -25,7 +25,6 @@ ALIKE = 0.02  # of the loss: further apart the steps did not run as they did
 N_OTHERS = 3  # batches that are tried in a step's place: one may be ill too
 RATE_APART = 2.0  # times the median group's learning rate
 SLOWER = 0.1
-KINDS = ("precision", "batch", "parameter group", "block", "clipping", "learning rate")
 Progress = Callable[[int, int, str], None]
 
 
@@ -265,4 +264,4 @@ def _risen_rate(bundle: Bundle) -> Iterator[Plan]:
             return
 
 
-__all__ = ["KINDS", "Bisection", "Trial", "bisect"]
+__all__ = ["Bisection", "Trial", "bisect"]

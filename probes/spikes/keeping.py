@@ -114,11 +114,11 @@ class BundleDesk(DeskAround):
             return
         now.step, now.scalars = row["step"], scalars
         self._steps.append(now)
-        nonfinite = self._sampler.nonfinite if self._sampler.nonfinite != nonfinite else None
-        spiked = self._sampler.spiked if self._sampler.spiked is not None else nonfinite
-        if spiked is not None and spiked != self._spiked:
-            self._spiked = spiked
-            self._write(spiked)
+        if self._sampler.nonfinite not in (None, nonfinite):
+            self._write(self._sampler.nonfinite)
+        if self._sampler.spiked not in (None, self._spiked):
+            self._spiked = self._sampler.spiked
+            self._write(self._spiked)
         self._rates.append(tuple(float(group.get("lr") or 0.0) for group in now.groups))
         if (loss := now.loss) is not None and math.isfinite(loss):
             self._losses.append(loss)

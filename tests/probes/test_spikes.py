@@ -35,7 +35,7 @@ def trained(folder: Path | None, plant: str = "", clip: float | None = None) -> 
     probe = None if folder is None else attach(net, optimizer, every=100, folder=folder, bundle=True, strict=True)
     for step in range(SPIKE + 4):
         ids = (torch.randint(VOCABULARY, (4, 1)) + torch.arange(9)) % VOCABULARY
-        if step == SPIKE and plant == "batch":
+        if step == SPIKE and plant.startswith("batch"):
             ids = torch.randint(VOCABULARY, ids.shape)
         if step == SPIKE and plant == "group":
             optimizer.param_groups[0]["lr"] = 10.0
@@ -43,6 +43,8 @@ def trained(folder: Path | None, plant: str = "", clip: float | None = None) -> 
             for group in optimizer.param_groups:
                 group["lr"] = 3.0
         loss = net(ids[:, :-1], ids[:, 1:])
+        if plant == "batch, then nan" and step == SPIKE + 2:
+            loss = loss * torch.nan
         optimizer.zero_grad()
         loss.backward()
         if clip is not None:
@@ -101,6 +103,12 @@ def test_training_is_the_same_with_bundles_and_without(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     events = Recording.load(tmp_path / "run").table("events")
     assert events.loc[events["kind"] == "bundle", "sentence"].str.contains(f"spike of step {SPIKE} ").all()
+
+
+def test_a_loss_that_is_not_finite_has_a_bundle_also_after_a_spike(tmp_path: Path) -> None:
+    trained(tmp_path / "run", "batch, then nan")
+
+    assert [path.name for path in bundles_in(tmp_path / "run")] == [f"step-{SPIKE}", f"step-{SPIKE + 2}"]
 
 
 def test_a_bundle_comes_back_from_disk_as_it_was(runs: dict[str, Path], tmp_path: Path) -> None:
