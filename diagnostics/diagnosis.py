@@ -27,7 +27,7 @@ from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss, worse_than_guessing
-from .lone_blocks import rotation, silent_heads, stray_terms
+from .lone_blocks import changed_projections, rotation, silent_heads, stray_terms
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms
@@ -37,7 +37,7 @@ from .output_logits import output_logits
 from .parameter_groups import decayed_gains, odd_rate
 from .repeatability import repeatability
 from .residual import range_of_fp16, residual_growth
-from .rounding import rounded_writes
+from .rounding import rounded_shares, rounded_writes
 from .second_moments import below_epsilon, stale_second_moments
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .spikes import loss_spikes
@@ -55,6 +55,7 @@ RULES: tuple[Rule, ...] = (
     gradient_conservation,
     causality,
     skip_scale,
+    changed_projections,
     logit_scale,
     odd_block,
     stray_terms,
@@ -254,7 +255,7 @@ def _not_judged(tables: Tables) -> Iterator[str]:
     elif len(tables.sampled_steps) < ENTROPY_LEAST_STEPS:
         yield f"Attention's entropy was not judged: its fall over a run is, which needs {ENTROPY_LEAST_STEPS} sampled steps."
     dtypes = str(tables.recording.manifest.get("model", {}).get("dtype", "")).split(", ")
-    if {"bfloat16", "float16"} & set(dtypes) and not tables.activations["rounded_share"].notna().any():
+    if {"bfloat16", "float16"} & set(dtypes) and not len(rounded_shares(tables)):
         yield "What rounding takes of each write was not judged: no add into a stream of 16 bits could be followed."
     if 1 < len(tables.losses) <= SPIKE_BAND_LEAST:
         yield f"Loss spikes were not judged: they stand out from {SPIKE_BAND_LEAST} steps before them."

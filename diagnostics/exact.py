@@ -21,6 +21,8 @@ PROVES = {
     "repeatability": "In evaluation the same batch gives the same.",
     "causality": "A position never depends on later ones.",
     "write_scale": "Every block adds what its last projection gives, times the same factor.",
+    "stream_shift": "The stream is what its skips and writes make it, and nothing else.",
+    "projection_scale": "What a projection gives is read as it is.",
     "norm_epsilon": "Every norm has the epsilon of its siblings.",
     "norm_backward": "What comes back through a norm is the gradient of its closed form.",
     "attention_scale": "Every block scales its attention logits by the same factor.",
@@ -33,7 +35,7 @@ PROVES = {
 def exact_checks(tables: Tables) -> pd.DataFrame:
     """Return one row a check and place: check, stack, block, branch, depth, observed, expected, tolerance, state, note.
 
-    ``state`` is ``holds`` or ``deviates``; ``design`` where most blocks of a class see later positions, as an encoder does;
+    ``state`` is ``holds`` or ``deviates``; ``design`` where most of a class deviate (those of an encoder see later positions);
     ``own`` where each block has its own factor (learned, or a schedule over depth) or too few blocks are there to compare, so
     that nothing is claimed. ``tolerance`` is of the absolute difference between observed and expected. The factor of the
     attention logits is judged as ``attention_scale``, by whichever of its two measures the blocks share. A run proves its
@@ -46,6 +48,8 @@ def exact_checks(tables: Tables) -> pd.DataFrame:
         ("norm_backward", 0.0),
         ("repeatability", 0.0),
         ("causality", 0.0),
+        ("stream_shift", 0.0),
+        ("projection_scale", 1.0),
         ("loss_scale", np.nan),
     ):
         mine = rows[rows["check"] == check]
@@ -121,7 +125,7 @@ def _judged(rows: pd.DataFrame, expected: pd.Series) -> pd.DataFrame:
     away = (rows["observed"] - expected).abs()
     state = np.where(away <= allowed, "holds", "deviates")
     judged = rows.assign(expected=expected, tolerance=allowed, state=state)
-    for group in _classes(judged[judged["check"] == "causality"]):
+    for group in _classes(judged[judged["check"].isin(["causality", "stream_shift", "projection_scale"])]):
         ill = group.index[group["state"] == "deviates"]
         if len(ill) * 2 >= len(group):
             judged.loc[ill, "state"] = "design"

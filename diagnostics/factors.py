@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from rheoscope.probes.anatomy import Branch
 
+from .frames import records
+from .tables import Tables
 from .thresholds import FEWEST_LOGIT_SCALES, LEAST_SIBLINGS, SCALE_ALIKE, SCALE_APART
 
 
@@ -36,12 +39,39 @@ def shared(values: Sequence[float]) -> Shared | None:
 def shared_logit_factor(check: str, branches: Sequence[Branch], values: Sequence[float]) -> Shared | None:
     """Return the factor of the attention logits that the branches of a class share, by one of its two measures.
 
-    None under a soft cap, which bends the logits, so that their slope depends on how large they are; for ``logit_size`` where
-    queries and keys are not normed, so that their size is no constant; and in few blocks, of which three may agree by chance.
+    None for ``logit_size`` where queries and keys are not normed, so that their size is no constant; and in few blocks, of which
+    three may agree by chance.
     """
     seen = [branch.attention for branch in branches]
-    is_bent = any(attention is not None and attention.soft_cap for attention in seen)
     is_normed = all(attention is not None and attention.qk_norm.endswith("norm") for attention in seen)
-    if not seen or is_bent or (check == "logit_size" and not is_normed) or len(values) <= FEWEST_LOGIT_SCALES:
+    if not seen or (check == "logit_size" and not is_normed) or len(values) <= FEWEST_LOGIT_SCALES:
         return None
     return shared(values)
+
+
+def write_factors(tables: Tables) -> dict[tuple[int, int, int], float]:
+    """Return what is added over what the last projection gave, by stack, depth and term: of a check-up exactly.
+
+    Of a run it is the ratio of the two tensors' sizes, where no norm and no dropout stand between.
+    """
+    exact = tables.identities[tables.identities["check"] == "write_scale"]
+    found: dict[tuple[int, int, int], float] = {}
+    n_terms: Counter[tuple[int, int]] = Counter()
+    for row in records(exact[["stack", "depth", "observed"]]):
+        place = int(row["stack"]), int(row["depth"])
+        found[(*place, n_terms[place])] = float(row["observed"])
+        n_terms[place] += 1
+    if found:
+        return found
+    rows = tables.activations
+    rows = rows[(rows["direction"] == "forward") & rows["site"].isin(["branch_output", "write"])]
+    rows = rows.loc[rows["step"] == rows["step"].min(), ["stack", "depth", "site", "rms", "mean"]]
+    normed = {(b.stack, b.depth) for b in tables.anatomy.branches if b.output_norms or b.write_dropout}
+    seen: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
+    for row in records(rows):
+        seen.setdefault((int(row["stack"]), int(row["depth"])), {})[row["site"]] = float(row["rms"]), float(row["mean"])
+    for (stack, depth), sizes in seen.items():
+        if (stack, depth) not in normed and len(sizes) == 2 and sizes["branch_output"][0] > 0:
+            (given, given_mean), (written, written_mean) = sizes["branch_output"], sizes["write"]
+            found[stack, depth, 0] = written / given * (-1 if given_mean * written_mean < 0 else 1)
+    return found

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .tables import Tables
-from .thresholds import FRESH
+from .thresholds import CHANCE_OF_UPDATES, FEWEST_NORM_VECTORS, FRESH
 
 
 def is_fresh(tables: Tables, step: int) -> bool:
@@ -18,13 +18,28 @@ def is_fresh(tables: Tables, step: int) -> bool:
 def started_fresh(parameters: pd.DataFrame) -> bool:
     """Return whether most vectors were exactly 1 or 0 before the step: gains and biases as inits make them.
 
+    Some inits draw biases at random: then the norms' vectors tell, where they are trained and would have moved.
+
     Args:
         parameters: rows of one step of that table. ``weight_rms`` is after the step, which moved a vector by ``update_rms``.
     """
     rows = parameters[parameters["role"].isin(["gain", "bias", "norm_bias"])].dropna(subset=["weight_rms"])
+    of_norms = rows[(rows["role"] != "bias") & rows["gradient_rms"].notna()]
+    return _untouched(rows) >= FRESH or (len(of_norms) >= FEWEST_NORM_VECTORS and _untouched(of_norms) >= FRESH)
+
+
+def _untouched(rows: pd.DataFrame) -> float:
+    """Return the share of vectors that are 1 or 0 but for the step's own update."""
     if not len(rows):
-        return False
+        return 0.0
     rms = rows["weight_rms"].to_numpy(float)
     moved = 1.001 * np.nan_to_num(rows["update_rms"].to_numpy(float)) + 1e-7
-    untouched = (np.abs(rms - 1) <= moved) | (rms <= moved)
-    return bool(untouched.mean() >= FRESH)
+    return float(((np.abs(rms - 1) <= moved) | (rms <= moved)).mean())
+
+
+def before_step(weights: pd.DataFrame) -> pd.Series:
+    """Return the RMS of weights before the step, whose update an init knows nothing of; NaN where that is too large to tell."""
+    after, update = weights["weight_rms"] ** 2, weights["update_rms"].fillna(0.0) ** 2
+    before = (after - update).clip(lower=0.0)
+    chance = 6 * (before * update / weights["n"]) ** 0.5  # of twice the product of n random numbers with others
+    return before.where(chance <= CHANCE_OF_UPDATES * before) ** 0.5

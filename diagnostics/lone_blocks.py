@@ -1,4 +1,4 @@
-"""Diagnose what one block does and its siblings, to rounding, do not: heads that are silent, another rotation, a stray term."""
+"""Diagnose what one block does and its siblings, to rounding, do not: silent heads, another rotation, a stray term, ..."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def rotation(tables: Tables) -> list[Finding]:
     """Report an attention that turns queries from position to position otherwise than all others of its stack."""
     found = []
     for row, n in _alone(tables, "rotation", most=1):
-        block, n_blocks = int(row["block"]), n + 1
-        is_pattern = block + 1 in PATTERNS_OF_POSITIONS and 2 * (block + 1) > n_blocks
+        block = int(row["block"])
+        is_pattern = _may_begin_a_pattern(tables, row, n + 1)
         found.append(
             _finding(
                 "attention-positions",
@@ -55,6 +55,37 @@ def rotation(tables: Tables) -> list[Finding]:
             )
         )
     return found
+
+
+def _may_begin_a_pattern(tables: Tables, row: dict[str, Any], n_blocks: int) -> bool:
+    """Return whether published models turn queries so in every block of this number: less far, or not at all."""
+    every = int(row["block"]) + 1
+    rows = tables.identities
+    mine = rows[(rows["check"] == "rotation_size") & (rows["stack"] == row["stack"]) & (rows["depth"] == row["depth"])]
+    size = float(mine["observed"].min()) if len(mine) else 0.0
+    return 2 * every > n_blocks and size <= PATTERNS_OF_POSITIONS.get(every, -1.0)
+
+
+def changed_projections(tables: Tables) -> list[Finding]:
+    """Report a projection whose result is multiplied before it is read, where those of the other blocks are not."""
+    return [
+        _finding(
+            "projection-scale",
+            row,
+            f"What {row['module_path']} projects is multiplied by {row['observed']:.4g} before it is read. In the {n} other "
+            "blocks it is read as it is.",
+            Evidence(
+                "result of the module / product with its matrix",
+                float(row["observed"]),
+                1.0,
+                "the other blocks",
+                row["tolerance"],
+            ),
+            "Look for a hook on this projection, or a wrapper around it.",
+            severity="error",
+        )
+        for row, n in _alone(tables, "projection_scale")
+    ]
 
 
 def stray_terms(tables: Tables) -> list[Finding]:
@@ -81,14 +112,16 @@ def stray_terms(tables: Tables) -> list[Finding]:
 def _alone(
     tables: Tables, check: str, *, kinds: bool = True, most: int | None = None
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield each row beyond its tolerance, with how many others are not, where at most a quarter, or ``most``, are."""
+    """Yield each row beyond its tolerance, with how many branches have none, where at most a quarter, or ``most``, have one."""
     rows = tables.identities
     rows = rows[(rows["check"] == check) & rows["observed"].notna()]
     for _, group in rows.groupby(["stack", "branch"] if kinds else ["stack"], sort=False):
-        ill: pd.DataFrame = group[group["observed"] > group["tolerance"]]
-        if len(group) > LEAST_SIBLINGS and len(ill) <= (len(group) // 4 if most is None else most):
+        away = (group["observed"] - group["expected"].fillna(0.0)).abs()
+        ill: pd.DataFrame = group[away > group["tolerance"]]
+        n, n_ill = group["depth"].nunique(), ill["depth"].nunique()
+        if n > LEAST_SIBLINGS and n_ill <= (n // 4 if most is None else most):
             for row in records(ill):
-                yield row, len(group) - len(ill)
+                yield row, n - n_ill
 
 
 def _finding(

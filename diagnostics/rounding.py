@@ -20,8 +20,7 @@ def rounded_writes(tables: Tables) -> list[Finding]:
     Rounding to the nearest of numbers an ulp apart errs by ulp / sqrt(12), whatever the write: the share is
     ulp^2 / (12 write^2). It is 1/2 at a write of 0.41 ulp, about where whole writes round to nothing: |write| < ulp(state) / 2.
     """
-    rows = tables.activations
-    rows = rows[(rows["site"] == "write") & (rows["direction"] == "forward") & rows["rounded_share"].notna()]
+    rows = rounded_shares(tables)
     found = []
     for (stack,), group in groups(rows, "stack"):
         steps = np.sort(group["step"].unique())
@@ -31,6 +30,19 @@ def rounded_writes(tables: Tables) -> list[Finding]:
         elif float(start["rounded_share"].max()) > ROUNDED_HIGH:
             found.append(_finding(tables, stack, int(steps[0]), start, is_past=True))
     return found
+
+
+def rounded_shares(tables: Tables) -> pd.DataFrame:
+    """Return step, stack, depth, block, branch, rounded_share: of sampled steps, or of a check-up."""
+    rows = tables.activations
+    rows = rows[(rows["site"] == "write") & (rows["direction"] == "forward") & rows["rounded_share"].notna()]
+    columns = ["step", "stack", "depth", "block", "branch", "rounded_share"]
+    if len(rows):
+        return rows[columns]
+    # A check-up sees adds of several terms too.
+    checks = tables.identities
+    checks = checks[(checks["check"] == "rounded_share") & checks["observed"].notna()]
+    return checks.assign(step=0, rounded_share=checks["observed"])[columns]
 
 
 def _shares(rows: pd.DataFrame, steps: np.ndarray) -> pd.DataFrame:

@@ -101,10 +101,10 @@ def _alone(tables: Tables, stack: int, table: pd.DataFrame) -> list[Finding]:
         far = STALE_AT_ENDS if block in (table.columns[0], table.columns[-1]) else 1.0
         is_stale = (table[block] > STALE) & (table[block] > far * STALE_SIBLINGS * middle)
         is_lasting = is_stale & is_stale.shift(1, fill_value=False)
-        is_plain = is_stale & (table[block] > far * STALE_ONCE * middle)
+        is_plain = (table[block] > STALE) & (table[block] > STALE_ONCE * middle)
         if not (is_lasting | is_plain).any():
             continue
-        stale = table.index[is_stale]
+        stale = table.index[is_stale | is_plain]
         step = int(stale[0])
         value, beside = float(table[block].loc[step]), float(middle.loc[step])
         found.append(

@@ -44,8 +44,11 @@ class Apart:
             return f"those of the {self.n} siblings are 0"
         span = f"{self.low:.3g}" if self.low == self.high else f"{self.low:.3g} to {self.high:.3g}"
         ratio = self.value / self.middle
-        far = f"{ratio:.3g} times" if ratio >= 1 else "not" if ratio == 0 else f"a {1 / ratio:.3g}th of"
-        return f"{far} the median of its {self.n} siblings ({span})" if ratio else f"its {self.n} siblings have {span}"
+        return (
+            f"{ratio:.3g} times the median of its {self.n} siblings ({span})"
+            if ratio
+            else f"its {self.n} siblings have {span}"
+        )
 
 
 def apart(values: Sequence[float], least: float) -> list[Apart]:

@@ -12,7 +12,7 @@ from rheoscope.probes.anatomy import Branch, Stack
 from .bias_terms import without_gradient
 from .finding import Evidence, Finding
 from .frames import records
-from .freshness import is_fresh
+from .freshness import before_step, is_fresh
 from .siblings import Apart, apart
 from .tables import Tables
 from .thresholds import (
@@ -24,7 +24,9 @@ from .thresholds import (
     EPSILON_USUAL,
     FROM_ZERO_APART,
     GAIN_APART,
+    GAIN_ENDS_APART,
     LEAST_SIBLINGS,
+    SIBLINGS_SAME,
     STARTS_AT_ONE,
     TRAINED_ENDS_APART,
     WEIGHT_APART,
@@ -54,6 +56,7 @@ def odd_parameters(tables: Tables) -> list[Finding]:
     is_judged = rows["step"] == last
     if began_fresh:
         is_judged = is_judged.where(rows["role"] != "weight", rows["step"] == first)
+        rows = rows.assign(weight_rms=rows["weight_rms"].where(rows["role"] != "weight", before_step(rows)))
     rows = rows[is_judged]
     idle = without_gradient(tables)  # what changes nothing wanders
     found = []
@@ -67,18 +70,20 @@ def odd_parameters(tables: Tables) -> list[Finding]:
             _parameter(step, role, group.iloc[one.index], one)
             for one in odd
             if str(group["name"].iloc[one.index]) not in idle
-            and (
-                fresh
-                or (began_fresh and step == first)
-                or _is_far(one, len(group), is_from_zero=role != "weight" and one.middle < STARTS_AT_ONE)
-            )
+            and (fresh or (began_fresh and step == first) or _is_far(one, len(group), role))
         ]
     return found
 
 
-def _is_far(odd: Apart, n: int, *, is_from_zero: bool) -> bool:
+def _is_far(odd: Apart, n: int, role: str) -> bool:
     """Return whether training alone would not put a block so far from the others."""
-    least = FROM_ZERO_APART if is_from_zero else TRAINED_ENDS_APART if odd.index in (0, n - 1) else 1.0
+    is_end = odd.index in (0, n - 1)
+    if role != "weight" and odd.middle < STARTS_AT_ONE:
+        least = FROM_ZERO_APART
+    elif role == "gain" and odd.high <= SIBLINGS_SAME * odd.low:
+        least = GAIN_ENDS_APART if is_end else 1.0
+    else:
+        least = TRAINED_ENDS_APART if is_end else 1.0
     return odd.value > least * odd.high or odd.value * least < odd.low
 
 
@@ -161,7 +166,7 @@ def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Bran
         usual = max(set(values), key=values.count)
         odd = [branch for branch, value in zip(mine, values, strict=True) if value != usual]
         # Where the embedding ends in a norm, the first branch may do without any of its own.
-        is_first = bool(odd) and odd[0].depth == 1 and not odd[0].input_norms
+        is_first = bool(odd) and odd[0].depth == 1 and not odd[0].input_norms and stack.start_norms != ()
         if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and usual != "unknown":
             yield odd[0], trait(odd[0]), usual, len(mine) - 1
 

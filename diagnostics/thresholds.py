@@ -49,9 +49,10 @@ LEAST_BLOCKS = 4  # below this a slope has no degrees of freedom to speak of
 # one class share it exactly, and a fault of one per cent is to be found.
 SCALE_ALIKE = 1e-3
 SCALE_APART = 5e-3
-# Every how many blocks published models turn queries otherwise, the last of each such run: 4 in Llama 4, SmolLM3 and Cohere 2
-# (no rotation there), 6 in Gemma 3 (another base). Where one block alone does so and could be the first of these, it is a remark.
-PATTERNS_OF_POSITIONS = (4, 6)
+# Every how many blocks published models turn queries otherwise, the last of each such run, and by how much of the usual turn at
+# most: 4 in Llama 4, SmolLM3 and Cohere 2 (no rotation there), 6 in Gemma 3 (a larger base, and in some a scale). Where one block
+# alone does so and could be the first of these, it is a remark.
+PATTERNS_OF_POSITIONS = {4: 0.02, 6: 0.999}
 FEWEST_LOGIT_SCALES = 4  # blocks: of four, three attention factors may agree by chance where each block has its own
 
 # A block stands apart from its siblings outside their range by that range again, this many times (in logarithms), and by a ratio
@@ -64,6 +65,8 @@ SIBLINGS_SAME = 1.05  # of at most five: they can be alike by chance
 SIBLINGS_VARY = 2.0
 WEIGHT_APART = 1.15
 GAIN_APART = 1.1
+# A first update may be larger than the weights. What they were before it is known where chance makes less of it than this.
+CHANCE_OF_UPDATES = 0.2
 BIAS_APART = 3.0
 BIAS_FLOOR = 1e-3  # RMS below which a bias is nothing
 # Statistics of activations vary between healthy siblings far more than weights do.
@@ -76,6 +79,7 @@ WRITE_APART_AT_ENDS = 30.0
 # The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12
 # blocks after 60 to 200 steps); parameters that start at 0 by more.
 TRAINED_ENDS_APART = 2.0
+GAIN_ENDS_APART = 1.4  # of gains that are alike within SIBLINGS_SAME in the other blocks: hardly trained yet
 FROM_ZERO_APART = 10.0
 STARTS_AT_ONE = 0.5  # a gain below it is stored less 1, or as a logarithm
 # A norm gives sqrt(var / (var + eps)) of its gain: a twentieth less than its siblings, and at least a tenth less in all.
@@ -98,6 +102,7 @@ INITIAL_LOSS_NEAR = 0.25
 # A trained model on text that it does not know is unsure, or wrong by some nats: twice ln V is the square of a token's chance.
 LOSS_OF_GUESSES = 2.0
 FRESH = 0.75  # share of gains at 1 and biases at 0; a fault may have touched some
+FEWEST_NORM_VECTORS = 4  # that tell alone, where biases are drawn at random
 
 # Logits over what the first projections give: where queries, keys and values come from one matrix their sizes differ by less.
 LOGIT_SCALE_ALIKE = 1.5
@@ -205,7 +210,7 @@ BELOW_EPSILON_SIBLINGS = 0.2
 STALE = 2.3  # StableAdamW's mark
 STALE_SIBLINGS = 2.0  # at two sampled steps one after the other
 STALE_ONCE = 5.0  # at one
-STALE_AT_ENDS = 2.0  # times either
+STALE_AT_ENDS = 2.0  # times the former
 STALE_BEFORE_SPIKE = 2.3
 STALE_PRECEDES = 8  # steps
 

@@ -5,17 +5,17 @@ One block that breaks an identity is an error. All of them breaking it alike is 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 from rheoscope.probes.anatomy import Branch
 
-from .factors import Shared, shared, shared_logit_factor
+from .factors import Shared, shared, shared_logit_factor, write_factors
 from .far_logits import far_logits
 from .finding import Evidence, Finding, Severity
 from .frames import records
+from .lone_blocks import changed_projections
 from .tables import Tables
 from .thresholds import LEAST_SIBLINGS, SCALE_APART
 
@@ -154,7 +154,7 @@ def loss_scale(tables: Tables) -> list[Finding]:
 
 def skip_scale(tables: Tables) -> list[Finding]:
     """Report an add that weighs the skip, or its branch, otherwise than the same add of the other blocks does."""
-    measured = _write_factors(tables)
+    measured = write_factors(tables)
     found = []
     for stack in tables.anatomy.stacks:
         for kind in dict.fromkeys(branch.kind for branch in stack.branches):
@@ -164,40 +164,18 @@ def skip_scale(tables: Tables) -> list[Finding]:
             found += _apart(
                 mine, skips, of_skip, "skip-scale", lambda b: f"the skip of the {b.kind} branch of block {b.block}"
             )
+            # Where a norm before the add does not act as one, that is told of the norm.
+            normed = [len(branch.output_norms) for branch in mine]
+            usual_norms = max(set(normed), key=normed.count)
             for nth in range(MOST_TERMS):
-                writes = [measured.get((stack.index, branch.depth, nth)) for branch in mine]
+                writes = [
+                    measured.get((stack.index, branch.depth, nth)) if n == usual_norms else None
+                    for branch, n in zip(mine, normed, strict=True)
+                ]
                 of_write = shared([value for value in writes if value is not None])
                 found += _apart(
                     mine, writes, of_write, "write-scale", lambda b: f"the output of {b.kind} in block {b.block}"
                 )
-    return found
-
-
-def _write_factors(tables: Tables) -> dict[tuple[int, int, int], float]:
-    """Return what is added over what the last projection gave, by stack, depth and term: of a check-up exactly.
-
-    Of a run it is the ratio of the two tensors' sizes, where no norm and no dropout stand between.
-    """
-    exact = tables.identities[tables.identities["check"] == "write_scale"]
-    found: dict[tuple[int, int, int], float] = {}
-    n_terms: Counter[tuple[int, int]] = Counter()
-    for row in records(exact[["stack", "depth", "observed"]]):
-        place = int(row["stack"]), int(row["depth"])
-        found[(*place, n_terms[place])] = float(row["observed"])
-        n_terms[place] += 1
-    if found:
-        return found
-    rows = tables.activations
-    rows = rows[(rows["direction"] == "forward") & rows["site"].isin(["branch_output", "write"])]
-    rows = rows.loc[rows["step"] == rows["step"].min(), ["stack", "depth", "site", "rms", "mean"]]
-    normed = {(b.stack, b.depth) for b in tables.anatomy.branches if b.output_norms or b.write_dropout}
-    seen: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
-    for row in records(rows):
-        seen.setdefault((int(row["stack"]), int(row["depth"])), {})[row["site"]] = float(row["rms"]), float(row["mean"])
-    for (stack, depth), sizes in seen.items():
-        if (stack, depth) not in normed and len(sizes) == 2 and sizes["branch_output"][0] > 0:
-            (given, given_mean), (written, written_mean) = sizes["branch_output"], sizes["write"]
-            found[stack, depth, 0] = written / given * (-1 if given_mean * written_mean < 0 else 1)
     return found
 
 
@@ -218,7 +196,8 @@ def logit_scale(tables: Tables) -> list[Finding]:
                 if usual is None and check == "logit_size":
                     told = far_logits(mine, sizes)
                 found |= {(stack.index, finding.block or 0): finding for finding in told}
-    return list(found.values())
+    known = {(finding.stack, finding.block) for finding in changed_projections(tables)}
+    return [finding for place, finding in found.items() if place not in known]
 
 
 def odd_block(tables: Tables) -> list[Finding]:

@@ -121,6 +121,8 @@ class Stack:
         start_is_partial: whether ``start`` shows a copy or another view alone: its gradient is a part of state 0's.
         is_causal: whether a position never depends on later ones, found by changing later tokens; None where the
             batch has no tokens to change or the test does not settle it.
+        start_norms: paths of the norms that state 0 comes out of, "" where one is no module of its own: the embedding may end in
+            one. None in an anatomy made before these were looked for.
         outlet: the final norm and the logits behind the last state; None in an anatomy made before these were looked for.
     """
 
@@ -133,6 +135,7 @@ class Stack:
     mixing: str = ""
     is_causal: bool | None = None
     start_is_partial: bool = False
+    start_norms: tuple[str, ...] | None = None
     outlet: Outlet | None = None
 
     @property

@@ -49,6 +49,7 @@ def _stack(value: Mapping[str, Any]) -> Stack:
         mixing=_name(value.get("mixing", "")),
         is_causal=_flag(value.get("is_causal")),
         start_is_partial=bool(value.get("start_is_partial", False)),
+        start_norms=None if value.get("start_norms") is None else _names(value["start_norms"]),
         outlet=_outlet(value.get("outlet")),
     )
 

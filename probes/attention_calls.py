@@ -39,10 +39,14 @@ class AttentionCalls(TorchFunctionMode):
         self._anatomy = anatomy
         self._branches: dict[str, Branch | None] = {}
         self._products: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._own: dict[str, list[Tensor]] = {}
 
     def projected(self, branch: Branch, result: Tensor) -> Tensor:
         """Take what a projection of ``branch`` gives; what is returned goes on in its place."""
         raise NotImplementedError
+
+    def gave(self, branch: Branch, path: str, product: Tensor, output: Tensor) -> None:
+        """Take what a module of ``branch`` with a single projection gave, beside the projection's result."""
 
     def attended_at_once(self, branch: Branch, query: Tensor, key: Tensor, scale: float) -> None:
         """Take the operands of a fused attention, (batch, head, position, head size), and the factor of its logits."""
@@ -57,9 +61,12 @@ class AttentionCalls(TorchFunctionMode):
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), _paths(model, self), self:
             call(model, batch)
 
-    def leave(self, *_: object) -> None:
+    def leave(self, _: nn.Module, __: object, output: object) -> None:
         """End the call of a module."""
-        self.open.pop()
+        path = self.open.pop()
+        products, branch = self._own.pop(path, []), self._branches.get(path)
+        if len(products) == 1 and branch is not None and isinstance(output, Tensor):
+            self.gave(branch, path, products[0], output)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -74,10 +81,17 @@ class AttentionCalls(TorchFunctionMode):
         if isinstance(result, Tensor) and result.is_floating_point():
             given = [leaf for leaf in _leaves(args) if leaf.is_floating_point() and leaf.dim() >= 2]
             if any(isinstance(leaf, nn.Parameter) for leaf in given):
-                branch = self._here()
-                return result if branch is None else self.projected(branch, result)
+                return self._project(result)
             if func in _PRODUCTS and len(given) >= 2 and result.dim() >= 3:
                 self._products[result.numel()] = (result, given[-2], given[-1])
+        return result
+
+    def _project(self, result: Tensor) -> Tensor:
+        branch = self._here()
+        if branch is None:
+            return result
+        result = self.projected(branch, result)
+        self._own.setdefault(self.open[-1], []).append(result)
         return result
 
     def _here(self) -> Branch | None:

@@ -33,7 +33,7 @@ from .repeatability import repeatability, without_spoiled
 from .rotation import rotation
 from .running import place_of
 from .schema import TABLES
-from .shifts import shift_points, shifts
+from .shifts import rounded, shift_points, shifts
 from .silent_heads import silent_heads
 from .skip_path import skip_path
 from .taps import Taps
@@ -140,6 +140,7 @@ def _checked(
         *rotation(model, batch, anatomy),
         *write_scale(model, anatomy, still),
         *shifts(anatomy, still),
+        *rounded(anatomy, still),
         *norms_alone(model, anatomy, still, seed=seed),
         *bf16_error(model, batch, anatomy, still),
         *dropped(model, batch, anatomy),

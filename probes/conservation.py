@@ -21,6 +21,7 @@ from .anatomy import Anatomy, Branch, Point
 from .batches import Batch, call
 from .hooked import Hooked
 from .interventions import changed, seen_after
+from .loss_misses import loss_misses
 from .running import place_of
 from .together import ends_of, groups_of, moved_in
 
@@ -30,6 +31,7 @@ TOLERANCE = 0.02
 ROUNDING = 3e-6  # of float32 in a sum, as the gradient above it sees it; ten times what one rounding gives
 SEEN = 20.0  # times the rounding: what a branch does must stand out of it to be judged
 SMOOTH = 0.25  # a second step, so many times the first: where the two disagree the forward has an edge (a router's)
+
 
 LossOf = Callable[[Any], Tensor]
 
@@ -184,7 +186,11 @@ def _tested(
     share = max(abs(demanded), abs(_dot(add.through, step)))
     if again is None or abs(again / SMOOTH - demanded) > TOLERANCE * share + _rounding(add) / SMOOTH:
         return None
-    return _confirmed(model, batch, add, step, loss_of, demanded)
+    through = _dot(add.through, step)
+    at = add.before, add.below, step
+    is_missing = loss_misses(model, batch, at, loss_of, through=through, tolerance=TOLERANCE)
+    # How much is missing is said by what the add has shown, which is sharper.
+    return None if is_missing is None else through / demanded if is_missing else 1.0
 
 
 def _rounding(add: _Add) -> float:
@@ -233,26 +239,6 @@ def _moves(model: nn.Module, batch: Batch, add: _Add, step: Tensor) -> bool:
     moved = (ends[0] - ends[1]).reshape(step.shape) - skip
     size = float(add.total.double().norm() + 2 * step.double().norm())
     return float(moved.double().norm()) > 10 * ROUNDING * size
-
-
-def _confirmed(
-    model: nn.Module, batch: Batch, add: _Add, step: Tensor, loss_of: LossOf, demanded: float
-) -> float | None:
-    """Ask the loss itself: return what arrives over what is demanded, 1 where the loss sees no violation."""
-    ends = []
-    for sign in (1.0, -1.0):
-        with torch.no_grad(), changed(model, add.before, _by(sign * step)):
-            ends.append(float(loss_of(call(model, batch)).double()))
-    missing = (ends[0] - ends[1]) / 2 - _dot(add.below, step)
-    through = _dot(add.through, step)
-    if not math.isfinite(missing):
-        return None
-    told = through + missing  # what the loss demands of the branch
-    rounding = 1e-6 * abs(ends[0])
-    if abs(missing) <= rounding + TOLERANCE * max(abs(told), abs(through)):
-        return 1.0
-    # The loss confirms that something is missing; how much is said by what was measured at the add, which is sharper.
-    return through / demanded
 
 
 def _by(step: Tensor) -> Callable[[Tensor], Tensor]:

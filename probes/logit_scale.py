@@ -19,7 +19,9 @@ from .batches import Batch
 from .running import place_of
 
 TOLERANCE = 0.005
+FIT = 1e-3  # of what a module gives: what is left when it is explained by its matrix, channel by channel
 _HIDDEN = -1e4  # a logit below it is masked
+_AT_CAP = 0.99  # of a soft cap: beyond it float32 does not tell what was capped
 
 
 @dataclass
@@ -33,11 +35,12 @@ class _Seen:
 
 
 def logit_scale(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, Any]]:
-    """Return rows of the identities table: ``logit_scale`` and ``logit_size`` of every branch with one attention.
+    """Return rows of the identities table: ``logit_scale`` and ``logit_size`` of every branch with one attention, and more.
 
     ``logit_scale`` is the factor of the logits times the sizes of queries and keys, over the sizes of what the branch's first two
-    projections gave; ``logit_size`` is the same without the division, of a median token. One forward. Call it inside
-    ``untouched(model, training=False)``.
+    projections gave; ``logit_size`` is the same without the division, of a median token. ``projection_scale``, of every module of
+    such a branch with a matrix, is what it gives over what its product with the matrix gave, in the channel in which the two are
+    furthest apart: 1 where nothing stands between. One forward. Call it inside ``untouched(model, training=False)``.
     """
     watch = _Sizes(anatomy)
     watch.follow(model, batch)
@@ -51,7 +54,7 @@ def logit_scale(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[s
         if first > 0 and second > 0 and math.isfinite(size):
             rows.append(_row("logit_scale", branch, size / math.sqrt(first * second)))
             rows.append(_row("logit_size", branch, abs(seen.factor) * seen.usual))
-    return rows
+    return rows + watch.given
 
 
 class _Sizes(AttentionCalls):
@@ -61,6 +64,7 @@ class _Sizes(AttentionCalls):
         """Keep nothing yet."""
         super().__init__(anatomy)
         self.seen: dict[tuple[int, int], _Seen] = {}
+        self.given: list[dict[str, Any]] = []
 
     def _of(self, branch: Branch) -> _Seen:
         return self.seen.setdefault((branch.stack, branch.depth), _Seen())
@@ -71,6 +75,14 @@ class _Sizes(AttentionCalls):
         if seen.factor is None:
             seen.projections.append(_energy(result))
         return result
+
+    def gave(self, branch: Branch, path: str, product: Tensor, output: Tensor) -> None:
+        """Keep by what the result is multiplied before others read it."""
+        scale = _furthest(product, output)
+        if scale is not None:
+            note = "what a module gives over what its matrix gave, in the channel in which they are furthest apart"
+            row = {"check": "projection_scale", **place_of(branch), "module_path": path, "observed": scale}
+            self.given.append(row | {"expected": 1.0, "tolerance": TOLERANCE, "note": note})
 
     def attended_at_once(self, branch: Branch, query: Tensor, key: Tensor, scale: float) -> None:
         """Keep the factor as it is said."""
@@ -83,9 +95,31 @@ class _Sizes(AttentionCalls):
         """Keep the factor as the logits show it."""
         seen = self._of(branch)
         if seen.factor is None:
-            seen.factor = _slope(product, logits)
+            cap = branch.attention.soft_cap if branch.attention is not None else None
+            seen.factor = _slope(product, logits if cap is None else _uncapped(logits, cap))
             # Keys come transposed into a product, but for einsum's.
             seen.size, seen.usual = _sizes(query, key, -1 if key.shape[-1] == query.shape[-1] else -2)
+
+
+def _furthest(product: Tensor, output: Tensor) -> float | None:
+    """Return the factor between two tensors in the channel in which it is furthest from 1; None where it is more than that."""
+    width = product.shape[-1]
+    if product.numel() != output.numel() or output.shape[-1] != width or not output.is_floating_point():
+        return None
+    x, y = (tensor.detach().double().reshape(-1, width) for tensor in (product, output))
+    if torch.equal(x, y):
+        return 1.0
+    energy = x.square().sum(0)
+    scales = torch.where(energy > 0, (x * y).sum(0) / energy, 1.0)
+    if not float((y - scales * x).norm()) <= FIT * float(y.norm()):
+        return None
+    return float(scales[(scales - 1).abs().argmax()])
+
+
+def _uncapped(logits: Tensor, cap: float) -> Tensor:
+    """Return what a soft cap, ``cap * tanh(logits / cap)``, has bent; those at the cap, and those that are masked, at -inf."""
+    bent = logits.detach().double() / cap
+    return torch.where(bent.abs() < _AT_CAP, cap * torch.atanh(bent.clamp(-_AT_CAP, _AT_CAP)), -math.inf)
 
 
 def _slope(product: Tensor, logits: Tensor) -> float | None:

@@ -27,11 +27,12 @@ TURNS = 1e-3  # of a vector: below it nothing is turned
 
 
 def rotation(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, Any]]:
-    """Return rows of the identities table: ``rotation`` of every attention branch that turns its queries, or whose siblings do.
+    """Return rows of the identities table: ``rotation`` and ``rotation_size`` of attention branches, where queries are turned.
 
-    ``observed`` is how far a branch's queries are turned from where the median R of its kind and stack would turn them, over the
-    larger of the two turns: 0 in a model with one rotary embedding, 1 in a block without. No row where nothing is turned, and
-    none with fewer than five branches. One forward. Call it inside ``untouched(model, training=False)``.
+    ``rotation`` is how far a branch's queries are turned from where the median R of its kind and stack would turn them, over the
+    larger of the two turns: 0 in a model with one rotary embedding, 1 in a block without. ``rotation_size`` is the size of its
+    turn over that of the median R. No row where nothing is turned, and none with fewer than five branches. One forward. Call it
+    inside ``untouched(model, training=False)``.
     """
     watch = _Turns(anatomy, lengths_of(batch))
     if not watch.lengths:
@@ -68,10 +69,13 @@ def _compared(turns: list[_Turn]) -> list[dict[str, Any]]:
     sizes = [max(turn.size(turn.matrix), turn.size(usual)) for turn in turns]
     if max(sizes) < TURNS:
         return []
-    return [
-        _row(turn.branch, turn.size(turn.matrix - usual) / max(size, TURNS))
-        for turn, size in zip(turns, sizes, strict=True)
-    ]
+    rows = []
+    for turn, size in zip(turns, sizes, strict=True):
+        rows.append(_row(turn.branch, turn.size(turn.matrix - usual) / max(size, TURNS)))
+        note = "how far queries are turned from one position to the next, over how far the median block turns them"
+        of_size = {"check": "rotation_size", "observed": turn.size(turn.matrix) / max(turn.size(usual), TURNS)}
+        rows.append({**place_of(turn.branch), **of_size, "note": note})
+    return rows
 
 
 class _Turns(AttentionCalls):

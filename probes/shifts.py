@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Branch, Point
+from .rounding import SHORT
 from .running import place_of
 
 TOLERANCE = 1e-4  # of the state: float32 sums close to 1e-7, a fused kernel to 1e-5
@@ -17,11 +18,40 @@ Terms = tuple[tuple[Point, float], ...]
 
 def shift_points(anatomy: Anatomy) -> set[Point]:
     """Return where ``shifts`` looks."""
-    return {point for _, state, terms in _sums(anatomy) for point in (state, *(at for at, _ in terms))}
+    return {
+        point for _, state, terms in (*_sums(anatomy), *_ends(anatomy)) for point in (state, *(at for at, _ in terms))
+    }
+
+
+def rounded(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
+    """Return rows of the identities table: ``rounded_share`` of every branch that is added to a stream of 16 bits.
+
+    ``observed`` is the energy of state k less ``scale * state k-1 + write k`` over that of the write: what rounding takes of it.
+
+    Args:
+        anatomy: what ``discover`` found on the model.
+        seen: what one forward showed at ``shift_points``, without dropout.
+    """
+    rows = []
+    for branch, at, terms in _sums(anatomy):
+        state = seen.get(at)
+        addends = [seen[point].double() * factor for point, factor in terms if point in seen]
+        if state is None or state.dtype not in SHORT or len(addends) < max(2, len(terms)) or branch.skip_norms:
+            continue
+        if any(addend.shape != state.shape or not bool(torch.isfinite(addend).all()) for addend in addends):
+            continue
+        write = torch.stack(addends[1:]).sum(0)
+        energy, lost = float(write.square().sum()), float((state.double() - addends[0] - write).square().sum())
+        if energy > 0 and lost < float("inf"):
+            note = "energy that rounding takes of a write as it is added to a stream of 16 bits, over the write's"
+            rows.append({"check": "rounded_share", **place_of(branch), "observed": lost / energy, "note": note})
+    return rows
 
 
 def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``stream_shift`` of every branch whose next state is seen with what makes it.
+
+    The last state is held against what the final norm reads as well.
 
     ``observed`` is the norm of what is left of state k when it is explained as a multiple of ``scale * state k-1 + write k``,
     behind a norm on the stream as a multiple of what the norm gives, over that of state k: 0 where the state that the next branch
@@ -32,7 +62,7 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
         seen: what one forward showed at ``shift_points``, without dropout.
     """
     rows = []
-    for branch, at, terms in _sums(anatomy):
+    for branch, at, terms in (*_sums(anatomy), *_ends(anatomy)):
         state, addends = seen.get(at), [seen.get(point) for point, _ in terms]
         if state is None or not state.is_floating_point() or not bool(torch.isfinite(state).all()):
             continue
@@ -63,6 +93,14 @@ def _sums(anatomy: Anatomy) -> Iterator[tuple[Branch, Point, Terms]]:
             yield branch, branch.state, ((Point(branch.skip_norms[-1], "output", ()), 1.0),)
         elif before is not None and (terms := _written(branch)):
             yield branch, branch.state, ((before, branch.scale), *terms)
+
+
+def _ends(anatomy: Anatomy) -> Iterator[tuple[Branch, Point, Terms]]:
+    """Yield the last branch of every stack with what the final norm reads, and the state behind it."""
+    for stack in anatomy.stacks:
+        last, outlet = (stack.branches[-1] if stack.branches else None), stack.outlet
+        if last is not None and last.state is not None and outlet is not None and outlet.norm_path:
+            yield last, Point(outlet.norm_path, "input", (0,)), ((last.state, 1.0),)
 
 
 def _written(branch: Branch) -> Terms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ from .anatomy import Anatomy, Branch, Point
 from .batches import Batch, arguments, tensors
 from .interventions import seen_after
 from .running import place_of
-from .together import ends_of, groups_of, moved_in
+from .together import Ends, ends_of, groups_of, moved_in
 
 TOLERANCE = 1e-6  # of the sum's largest value: several times what float32 kernels that work in tiles differ by
 STEP = 1.0  # of the state's own RMS: what a branch that writes little leaks must stand out of the rounding
+LARGE = 30.0  # times the step, where siblings show nothing at all and one shows less than the tolerance
 
 
 def visible_points(anatomy: Anatomy) -> set[Point]:
@@ -54,14 +55,28 @@ def visibility(
     for group in groups_of(adds):
         sums = moved_in(model, batch, adds, group, still, moved)
         leaks |= {index: _leak(sums[index], still[adds[index][2]], lengths) for index in sums}
-    ill = [index for index, leak in leaks.items() if leak is not None and leak > TOLERANCE]
-    if len(ill) * 4 <= len(leaks):
-        # Asked again alone: another of the group may have leaked into it. Where many leak the model is not causal.
-        for index in ill:
-            _, before, added = adds[index]
-            alone = seen_after(model, batch, before, partial(_as, moved[index]), added)
-            leaks[index] = None if alone is None else _leak(alone, still[added], lengths)
+    for index in _exceptions(adds, leaks):
+        # Asked again alone: another of the group may have leaked into it.
+        _, before, added = adds[index]
+        for size in (1.0, LARGE):
+            # A small leak grows with the change; what kernels round otherwise does not.
+            state = torch.lerp(still[before], moved[index], size)
+            alone = seen_after(model, batch, before, partial(_as, state), added)
+            leaks[index] = leak = None if alone is None else _leak(alone, still[added], lengths)
+            if not leak or leak > TOLERANCE:
+                break
     return [_row(adds[index][0], leak) for index, leak in sorted(leaks.items()) if leak is not None]
+
+
+def _exceptions(adds: Sequence[Ends], leaks: Mapping[int, float | None]) -> list[int]:
+    """Return the adds that leak while most of their kind do not; where most do they are made to see everything."""
+    kinds: dict[tuple[int, str], list[int]] = {}
+    for index, leak in leaks.items():
+        if leak is not None:
+            kinds.setdefault((adds[index][0].stack, adds[index][0].kind), []).append(index)
+    levels = [(mine, level) for mine in kinds.values() for level in (0.0, TOLERANCE)]
+    ill = [([index for index in mine if (leaks[index] or 0.0) > level], len(mine)) for mine, level in levels]
+    return list(dict.fromkeys(index for some, n in ill if 2 * len(some) < n for index in some))
 
 
 def _as(state: Tensor, tensor: Tensor) -> Tensor:

@@ -78,7 +78,13 @@ def _normed(branch: Branch) -> tuple[Point, ...]:
 
 
 def _explained(seen: Mapping[Point, Tensor], end: _End, given: Sequence[Point]) -> float | None:
-    """Return what the last of ``given`` that explains a term is multiplied by on its way to the add."""
+    """Return what the last of ``given`` that explains a term is multiplied by on its way to the add.
+
+    A term of zeros is explained by whatever came before: nothing is told where a projection itself gives zeros.
+    """
+    term = seen.get(end.at)
+    if term is not None and not bool(term.any()) and any(p in seen and not bool(seen[p].any()) for p in given):
+        return None
     slopes = (_slope(seen.get(point), seen.get(end.at)) for point in reversed(given))
     return next((slope * end.factor for slope in slopes if slope is not None), None)
 

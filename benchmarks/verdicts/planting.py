@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .subjects import Subject
 
 RATE = 1e-3  # of AdamW, everywhere
+LARGER = 1.5  # times the RMS that a bias had: what it takes to call it large
 Plant = Callable[[Subject, int, float], bool]
 Then = Callable[[Tensor, Tensor], Tensor]  # of a module's output and its first argument
 
@@ -65,8 +66,10 @@ def bias(path: str, sign: float = 0.0) -> Plant:
         if not isinstance(bias, Tensor):
             return False
         with torch.no_grad():
+            before = float(bias.square().mean().sqrt())
             bias.add_(sign * severity if sign else severity * torch.randn_like(bias))
-        return True
+        # Where biases are as large already by init or training, nothing is wrong with it.
+        return float(bias.detach().square().mean().sqrt()) > LARGER * before
 
     return plant
 

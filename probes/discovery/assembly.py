@@ -13,6 +13,7 @@ from . import branches
 from .certificate import Entry, entry
 from .dataflow import Dataflow
 from .links import Link, Stream
+from .outlets import norms_before
 from .plan import Plan
 from .residual import reads_of
 from .routes import Route
@@ -64,6 +65,7 @@ def _stack(flow: Dataflow, plan: Plan, stream: Stream, index: int, found: list[S
         n_streams,
         mixing,
         start_is_partial=start is not None and not plan.shows_whole_gradient(stream.start, start),
+        start_norms=tuple(dict.fromkeys(flow.norm_of.get(value, "") for value in norms_before(flow, stream.start))),
     )
 
 

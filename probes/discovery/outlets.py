@@ -71,6 +71,16 @@ def _final_norm(flow: Dataflow, state: int) -> int | None:
     return None
 
 
+def norms_before(flow: Dataflow, value: int) -> list[int]:
+    """Return the outputs of the norms that a value comes out of, with nothing but views, dropouts and the like behind them."""
+    waiting, found = [value], []
+    for _ in range(DEEPEST):
+        steps = [step for current in waiting for step in flow.light_parents.get(current, [])]
+        found += [current for current in waiting if "norm" in {kind for _, kind in flow.light_parents.get(current, [])}]
+        waiting = list(dict.fromkeys(parent for parent, kind in steps if kind in _PASSED))
+    return found
+
+
 def _is_direct(flow: Dataflow, state: int, norm: int) -> bool:
     is_returned = any(value == state for _, value in flow.trace.calls[0].outputs)
     return flow.light_parents.get(norm) == [(state, "norm")] and len(flow.consumers[state]) == 1 and not is_returned

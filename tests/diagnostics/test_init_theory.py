@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rheoscope.diagnostics.expected import Prediction, Refusal, theory_of_recording
-from rheoscope.diagnostics.freshness import started_fresh
+from rheoscope.diagnostics.freshness import before_step, started_fresh
 from rheoscope.diagnostics.tables import Tables
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
@@ -179,6 +181,26 @@ def test_a_gain_that_its_first_update_moved_was_fresh_before() -> None:
 
     assert started_fresh(rows)
     assert not started_fresh(rows.assign(update_rms=0.0))
+
+
+def test_norms_tell_that_a_model_is_fresh_whose_biases_are_drawn_at_random() -> None:
+    roles = ["gain", "norm_bias", "bias", "bias"] * 4
+    rows = pd.DataFrame({"role": roles, "gradient_rms": 0.1, "update_rms": None})
+    fresh = rows.assign(weight_rms=[1.0, 0.0, 0.05, 0.04] * 4)
+    trained = rows.assign(weight_rms=[1.01, 0.01, 0.05, 0.04] * 4)
+
+    assert started_fresh(fresh)
+    assert not started_fresh(trained)
+    assert not started_fresh(fresh.assign(gradient_rms=None))  # frozen: a trained model may have such
+
+
+def test_weights_are_judged_as_they_were_before_a_first_update_that_is_large() -> None:
+    rows = pd.DataFrame({"weight_rms": [0.05, 0.02, 0.5], "update_rms": [0.04, None, 0.4999], "n": [4096, 4096, 16]})
+
+    before = before_step(rows)
+
+    assert before.iloc[:2].tolist() == pytest.approx([0.03, 0.02])
+    assert math.isnan(before.iloc[2])  # too few numbers to tell
 
 
 def test_sharp_attention_is_refused() -> None:

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from rheoscope.diagnostics.rounding import rounded_writes
+from rheoscope.diagnostics.diagnosis import diagnose
+from rheoscope.diagnostics.rounding import rounded_shares, rounded_writes
 from rheoscope.diagnostics.tables import Tables
+from rheoscope.lab.architecture import Architecture
+from rheoscope.lab.transformer import ReferenceTransformer
+from rheoscope.probes.check_up import examine
 
 ULP = 2.0**-7  # of bfloat16 between 1 and 2
 
@@ -81,3 +85,15 @@ def test_what_was_lost_at_first_alone_is_a_remark(made: Any) -> None:
 
 def test_a_float32_stream_has_no_such_column(made: Any) -> None:
     assert rounded_writes(Tables(made().recording())) == []
+
+
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_a_check_up_sees_what_rounding_takes_of_adds_of_several_terms_too(is_parallel: bool) -> None:
+    shape = {"width": 32, "n_heads": 4, "mlp_width": 64, "vocabulary": 61, "context": 16}
+    model = ReferenceTransformer(Architecture(n_blocks=5, is_parallel=is_parallel, **shape), seed=0).bfloat16()
+    recording = examine(model, torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(0)))
+    assert 0 < rounded_shares(Tables(recording))["rounded_share"].max() < 0.01
+    with torch.no_grad():
+        model.token_embedding.weight.mul_(1e5)
+    told = diagnose(examine(model, torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(0))))
+    assert ("rounded-writes", "warning") in [(f.code, f.severity) for f in told]

@@ -41,6 +41,16 @@ def test_a_few_weights_below_epsilon_are_not_mentioned(made: Any) -> None:
     assert below_epsilon(Tables(run(made, below=lambda block: 0.3).recording())) == []
 
 
+def test_gradients_that_come_back_are_told_of_a_block_at_an_end_too(made: Any) -> None:
+    far = run(made, stale=lambda block, step: 6.3 if block == 0 and step == 100 else 1.1)
+    near = run(made, stale=lambda block, step: 4.0 if block == 0 and step == 100 else 1.1)
+
+    (finding,) = stale_second_moments(Tables(far.recording()))
+
+    assert (finding.block, finding.step) == (0, 100)
+    assert stale_second_moments(Tables(near.recording())) == []
+
+
 def test_branches_that_start_at_zero_are_not_judged_by_their_first_steps(made: Any) -> None:
     recording = run(made)
     recording.set("parameters", "below_epsilon_share", 1.0, step=0, block=2)

@@ -73,3 +73,16 @@ def test_examine_records_it_and_leaves_no_hook(ids: Tensor) -> None:
     assert len(rows) == 4
     assert (rows["observed"] == 1.0).all()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_loss_too_coarse_for_the_step_is_asked_with_a_larger_one(ids: Tensor) -> None:
+    torch.manual_seed(3)
+    model = NanoGPT("pre")
+    block = model.blocks[1]
+    block.attention = Wrong(block.attention, 0.95, is_before=False)
+    anatomy = discover(model, ids)
+    with untouched(model, training=False):
+        # A large constant beside the loss: what a small step moves is lost in rounding.
+        rows = conservation(model, ids, anatomy, lambda output: default_loss(output, ids) + 40.0)
+    found = {(row["block"], row["branch"]): row["observed"] for row in rows}
+    assert found.get((1, "attention"), 0.95) == pytest.approx(0.95, abs=0.01)

@@ -13,6 +13,7 @@ from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
 from rheoscope.probes.check_up import examine
 from rheoscope.probes.recording import Recording
+from rheoscope.probes.schema import TABLES
 from torch import Tensor, nn
 
 IDS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -109,3 +110,54 @@ def test_a_first_parallel_branch_with_one_norm_of_two_is_told() -> None:
     model = made(is_parallel=True)
     model.blocks[0].attention_in = nn.Identity()
     assert ("norm-missing", "warning", 0, "parallel") in alarms(diagnose(examine(model, IDS)))
+
+
+@pytest.mark.parametrize("factor", [64.0, 1.05, 0.5])
+@pytest.mark.parametrize("fields", [{}, {"qk_norm": True, "norm_placement": "reordered"}, {"is_parallel": True}])
+def test_a_projection_that_is_multiplied_before_it_is_read_is_told_also_under_a_norm(
+    factor: float, fields: dict[str, Any]
+) -> None:
+    model = made(**fields)
+    model.blocks[0].attention.query.register_forward_hook(lambda *args: factor * args[2])
+    recording = examine(model, IDS)
+    scales = recording.table("identities").query("check == 'projection_scale'").set_index("module_path")["observed"]
+    assert scales.pop("blocks.0.attention.query") == pytest.approx(factor, rel=1e-5)
+    assert scales.eq(1).all()
+    first = diagnose(recording)[0]
+    assert (first.code, first.severity, first.block) == ("projection-scale", "error", 0)
+    assert [f.code for f in diagnose(recording)].count("attention-scale") == 0
+
+
+def test_projections_that_all_blocks_change_alike_are_their_design() -> None:
+    model = made()
+    for block in model.blocks:
+        block.attention.query.register_forward_hook(lambda *args: 2.5 * args[2])
+    assert not alarms(diagnose(examine(model, IDS)))
+
+
+def test_what_is_added_between_the_last_state_and_the_final_norm_is_told() -> None:
+    model = made()
+    table = torch.randn(12, 32, generator=torch.Generator().manual_seed(1)) * 0.02
+    model.blocks[4].register_forward_hook(lambda *args: args[2] + table)
+    assert ("stream-shifted", "warning", 4, "mlp") in alarms(diagnose(examine(model, IDS)))
+
+
+def test_a_first_norm_is_missing_unless_the_embedding_ends_in_one() -> None:
+    model = made()
+    model.blocks[0].attention_in = nn.Identity()
+    recording = examine(model, IDS)
+    assert recording.anatomy.stacks[0].start_norms == ()
+    assert ("norm-missing", "warning", 0, "attention") in alarms(diagnose(recording))
+
+
+@pytest.mark.parametrize(
+    ("block", "size", "severity"), [(5, 0.3, "info"), (5, 2.0, "warning"), (3, 0.3, "warning"), (3, 0.0, "info")]
+)
+def test_only_what_published_models_do_in_every_nth_block_is_a_remark(block: int, size: float, severity: str) -> None:
+    sound = examine(made(positions="rotary", n_blocks=6), IDS)
+    tables = {name: sound.table(name) for name in TABLES}
+    rows = tables["identities"]
+    for check, value in (("rotation", 0.8), ("rotation_size", size)):
+        rows.loc[(rows["check"] == check) & (rows["block"] == block), "observed"] = value
+    told = diagnose(Recording.from_tables(sound.manifest, sound.anatomy, tables))
+    assert [(f.severity, f.block) for f in told if f.code == "attention-positions"] == [(severity, block)]
