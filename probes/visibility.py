@@ -69,14 +69,14 @@ def visibility(
 
 
 def _exceptions(adds: Sequence[Ends], leaks: Mapping[int, float | None]) -> list[int]:
-    """Return the adds that leak while most of their kind do not; where most do they are made to see everything."""
+    """Return the adds that leak while half of their kind do not; where more do they are made to see everything."""
     kinds: dict[tuple[int, str], list[int]] = {}
     for index, leak in leaks.items():
         if leak is not None:
             kinds.setdefault((adds[index][0].stack, adds[index][0].kind), []).append(index)
     levels = [(mine, level) for mine in kinds.values() for level in (0.0, TOLERANCE)]
     ill = [([index for index in mine if (leaks[index] or 0.0) > level], len(mine)) for mine, level in levels]
-    return list(dict.fromkeys(index for some, n in ill if 2 * len(some) < n for index in some))
+    return list(dict.fromkeys(index for some, n in ill if 2 * len(some) <= n for index in some))
 
 
 def _as(state: Tensor, tensor: Tensor) -> Tensor:
