@@ -30,7 +30,7 @@ from .initial_loss import initial_loss, worse_than_guessing
 from .lone_blocks import changed_projections, rotation, silent_heads, stray_terms
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
-from .norm_checks import backward_of_norms, epsilon_of_norms
+from .norm_checks import backward_of_norms, epsilon_of_norms, form_of_norms
 from .notebook import verdict_html
 from .opened import opened
 from .output_logits import output_logits
@@ -66,6 +66,7 @@ RULES: tuple[Rule, ...] = (
     odd_dropout,
     odd_parameters,
     epsilon_of_norms,
+    form_of_norms,
     backward_of_norms,
     norm_epsilon,
     frozen_block,

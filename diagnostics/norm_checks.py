@@ -37,6 +37,30 @@ def epsilon_of_norms(tables: Tables) -> list[Finding]:
     return found
 
 
+def form_of_norms(tables: Tables) -> list[Finding]:
+    """Report a norm that gives not quite what its closed form says, while the other norms do to rounding."""
+    rows = tables.identities
+    rows = rows[(rows["check"] == "norm_form") & rows["observed"].notna()]
+    ill = rows[rows["observed"] > rows["tolerance"]]
+    n = len(rows) - len(ill)
+    if len(rows) <= LEAST_SIBLINGS or len(ill) * 4 > len(rows):
+        return []
+    return [
+        _finding(
+            row,
+            "norm-form",
+            "warning",
+            f"What the norm {row['module_path']} gives is off by {row['observed']:.2g} of it from g (x - m) / sqrt(v + epsilon) "
+            f"+ b at any g, b and epsilon. What {n} other norms give is that to rounding.",
+            Evidence(
+                "misfit / what the norm gives", float(row["observed"]), 0.0, "the closed form", float(row["tolerance"])
+            ),
+            "Look at the precision that this norm computes in, and at what is done to its result.",
+        )
+        for row in records(ill)
+    ]
+
+
 def backward_of_norms(tables: Tables) -> list[Finding]:
     """Report norms whose own backward is not that of the closed form that their forward follows."""
     rows = tables.identities

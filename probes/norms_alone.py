@@ -23,6 +23,7 @@ from .wrappers import modules_of
 TOKENS = 64  # of what a norm reads: a gain and a bias a channel are fitted to them
 SMALL = 1e-5  # mean square at which epsilon is read: its usual size
 FIT = 1e-4  # of the output: what the closed form may leave of it
+ROUNDING = 3e-6  # of what a norm gives: several times float32's, in the part of it that differs between tokens
 VARIES = 1e-4  # of what a norm gives: less difference between tokens tells nothing of a gain
 TOLERANCE = 1e-3  # of the gradient: float32 leaves 1e-6
 MATTERS = 2e-3  # of mean square and epsilon: a change of epsilon by it changes what the norm gives by a thousandth
@@ -30,7 +31,7 @@ MATTERS = 2e-3  # of mean square and epsilon: a change of epsilon by it changes 
 
 @dataclass(frozen=True)
 class _Form:
-    """The closed form that one norm follows: whether the mean goes, what is left, factor, gain, epsilon, and the misfit."""
+    """The closed form that one norm follows: whether the mean goes, what is left, factor, gain, epsilon, misfit, what is allowed."""
 
     has_mean: bool
     left: Tensor
@@ -38,6 +39,7 @@ class _Form:
     gain: Tensor
     epsilon: float
     miss: float
+    allowed: float
 
     def backward(self, gradient: Tensor, n: int) -> Tensor:
         """Return the gradient at the first ``n`` inputs, (token, width), for one at their outputs."""
@@ -55,11 +57,12 @@ def norm_points(model: nn.Module, anatomy: Anatomy) -> set[Point]:
 def norms_alone(
     model: nn.Module, anatomy: Anatomy, seen: Mapping[Point, Tensor], *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Return rows of the identities table: ``norm_epsilon`` and ``norm_backward`` of every norm around the stream.
+    """Return rows of the identities table: ``norm_form``, ``norm_epsilon`` and ``norm_backward`` of norms around the stream.
 
-    ``norm_epsilon`` observes the epsilon that the norm shows; its tolerance is the change of it that would change what the norm
-    gives by a thousandth. ``norm_backward`` observes the relative error of the gradient that the norm's own backward gives
-    against the closed form in float64. No row of a norm that follows no closed form or reads less than float32. Two forwards
+    ``norm_form`` observes what the closed form that fits best leaves of what the norm gives. ``norm_epsilon`` observes the
+    epsilon that the norm shows; its tolerance is the change of it that would change what the norm gives by a thousandth.
+    ``norm_backward`` observes the relative error of the gradient that the norm's own backward gives against the closed form in
+    float64. No row of a norm that reads less than float32, and the first alone of one that follows no closed form. Two forwards
     and a backward of every norm on a few tokens. Call it inside ``untouched(model, training=False)``.
 
     Args:
@@ -125,13 +128,18 @@ def _measured(norm: nn.Module, tokens: Tensor, generator: torch.Generator) -> li
     read, given = torch.cat([tokens, tokens + sizes]).double(), outputs[4:].flatten(0, 1)
     forms = [_form(read, given, *odd, has_mean=has_mean) for has_mean in (True, False)]
     form = min((form for form in forms if form is not None), key=lambda form: form.miss, default=None)
-    if form is None or not form.miss <= FIT:
+    if form is None:
         return []
+    note = "what the closed form of a norm leaves of what it gives, over that"
+    told = {"check": "norm_form", "observed": form.miss, "expected": 0.0, "tolerance": form.allowed, "note": note}
+    if not form.miss <= FIT:
+        return [told]
     wanted = form.backward(sent.double().reshape(tokens.shape), len(tokens))
     arrived = torch.zeros_like(leaf) if arrived is None else arrived
     error = float((arrived.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
     square = float(form.left[: len(tokens)].square().mean())
     return [
+        told,
         {
             "check": "norm_epsilon",
             "observed": form.epsilon,
@@ -164,8 +172,9 @@ def _form(read: Tensor, given: Tensor, large: Tensor, small: Tensor, *, has_mean
     factor = (square + epsilon).rsqrt()
     z = left * factor
     centred, rest = z - z.mean(0), given - given.mean(0)
-    if not min(float(rest.norm()) / max(float(given.norm()), 1e-300), float(centred.norm()) / float(z.norm())) > VARIES:
+    varies = min(float(rest.norm()) / max(float(given.norm()), 1e-300), float(centred.norm()) / float(z.norm()))
+    if not varies > VARIES:
         return None  # tokens that are all alike tell no gain
     gain = (centred * rest).sum(0) / centred.square().sum(0).clamp_min(1e-300)
     miss = float((rest - gain * centred).norm() / rest.norm().clamp_min(1e-300))
-    return _Form(has_mean, left, factor, gain, epsilon, miss)
+    return _Form(has_mean, left, factor, gain, epsilon, miss, max(FIT, ROUNDING / varies))

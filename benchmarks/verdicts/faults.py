@@ -148,7 +148,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("attention one ahead", ahead, (1,), ("mask-leak",), (), _IN_ATTENTION, is_exact=True, is_aside=True),
     Fault("other kind of norm", other_norm, (1,), ("norm-kind-odd", "norm-missing", "norm-epsilon", "norm-bias-scale"),
           is_aside=True),
-    Fault("norm in half precision", norm_halved, (1,), ("bf16-error", "norm-backward", "norm-epsilon"), is_aside=True),
+    Fault("norm in half precision", norm_halved, (1,), ("norm-form", "bf16-error", "norm-backward", "norm-epsilon")),
     Fault("mlp runs twice", twice, (1,), ("write-size", "write-scale", "hidden-scale", "odd-block"), (), _IN_MLP, is_aside=True),
     Fault("norm over positions", normed_over_positions, (1,), ("mask-leak", *_NORMS), is_aside=True),
     Fault("attention normed again", normed_again, (1,), ("norm-placement-odd", "norm-missing", "write-size", "write-scale"), (),

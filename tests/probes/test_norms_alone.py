@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from oracles import WIDTH, NanoGPT
+from rheoscope.diagnostics.diagnosis import diagnose
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
-from rheoscope.probes.check_up import default_loss
+from rheoscope.probes.check_up import default_loss, examine
 from rheoscope.probes.conservation import conservation
 from rheoscope.probes.discovery import discover
 from rheoscope.probes.norms_alone import norm_points, norms_alone
@@ -135,3 +136,24 @@ def test_what_a_norm_does_to_a_mean_is_known_where_it_reads_none(kind: str) -> N
     errors = found(model, "norm_backward")
     assert len(errors) == 6
     assert max(errors.values()) < 1e-5
+
+
+class Coarse(nn.LayerNorm):
+    """Computes in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.bfloat16(), self.bias.bfloat16()
+        return functional.layer_norm(x.bfloat16(), x.shape[-1:], weight, bias, self.eps).float()
+
+
+def test_a_norm_that_computes_in_fewer_bits_is_told_by_its_form() -> None:
+    torch.manual_seed(0)
+    shape = {"width": 32, "n_heads": 4, "mlp_width": 64, "vocabulary": 61, "context": 16}
+    model = ReferenceTransformer(Architecture(n_blocks=5, **shape), seed=0)
+    assert max(found(model, "norm_form").values()) < 1e-5
+    model.blocks[2].mlp_in = Coarse(32)
+    misfits = found(model, "norm_form")
+    assert 1e-4 < misfits.pop("blocks.2.mlp_in") < 1e-2
+    assert max(misfits.values()) < 1e-5
+    told = [(f.code, f.severity, f.block) for f in diagnose(examine(model, IDS)) if f.severity != "info"]
+    assert told == [("norm-form", "warning", 2)]
