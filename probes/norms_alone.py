@@ -31,7 +31,7 @@ MATTERS = 2e-3  # of mean square and epsilon: a change of epsilon by it changes 
 
 @dataclass(frozen=True)
 class _Form:
-    """The closed form that one norm follows: whether the mean goes, what is left, factor, gain, epsilon, misfit, what it may be."""
+    """The closed form that one norm follows: whether the mean goes, what is left, factor, gain, epsilon, misfit, what may be."""
 
     has_mean: bool
     left: Tensor
