@@ -23,6 +23,7 @@ from .thresholds import (
     LEAST_SIBLINGS,
     LOGITS_APART,
     LOGITS_APART_AT_ENDS,
+    LOGITS_EVEN,
     WRITE_APART,
     WRITE_APART_AT_ENDS,
 )
@@ -77,7 +78,7 @@ def attention_logits(tables: Tables) -> list[Finding]:
         return []
     rows = rows[rows["step"] == rows["step"].max()]
     joined = rows.groupby(["step", "stack", "depth", "block", "branch"], as_index=False, sort=True)["logit_std"].mean()
-    joined = joined.assign(rms=joined["logit_std"])
+    joined = joined.assign(rms=joined["logit_std"].clip(lower=LOGITS_EVEN))
     joined = joined.assign(size=joined["rms"] / _of_what_it_reads(tables, joined, _logit_power))
     return [
         _finding(
@@ -116,6 +117,8 @@ def write_size(tables: Tables) -> list[Finding]:
         )
         for group in _alike(shares)
         for odd in apart(group["share"].tolist(), WRITE_APART)
+        # A write of the usual size is large beside a small state.
+        if odd.index in {one.index for one in apart(group["rms"].tolist(), WRITE_APART)}
         # Where writes add up to more and more, the first of them counts most.
         if _is_far(odd, len(group), WRITE_APART_AT_ENDS)
     ]

@@ -74,6 +74,7 @@ HIDDEN_APART = 2.0
 HIDDEN_APART_AT_ENDS = 6.0
 LOGITS_APART = 1.5
 LOGITS_APART_AT_ENDS = 10.0
+LOGITS_EVEN = 1e-5  # standard deviation below which attention is even, whatever its logits are
 WRITE_APART = 3.0
 WRITE_APART_AT_ENDS = 30.0
 # The first and last blocks of a trained network lie apart from the others by this much without being ill (transformers of 4 to 12

@@ -18,7 +18,8 @@ def dropped(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[str, 
     """Return rows of the identities table: ``dropped_share`` of every branch, in one forward with dropout on.
 
     ``observed`` is the share of a write's elements that are not 0 but for training, where they are 0: the probability of
-    the dropout that stands last in the branch, to the square root of ``p (1 - p) / n``. Two forwards; the model's random state
+    the dropout that stands last in the branch, to the square root of ``p (1 - p) / n``, n of elements, or of samples where those
+    are dropped whole. Two forwards; the model's random state
     and buffers are put back.
     """
     ends = {branch: _ends(branch) for branch in anatomy.branches}
@@ -50,9 +51,14 @@ def _ends(branch: Branch) -> list[tuple[Point, ...]]:
 
 
 def _dropped(still: Tensor, noisy: Tensor) -> tuple[float, int] | None:
-    """Return the share that is 0 in training alone, and of how many; None where nothing is there to be dropped."""
+    """Return the share that is 0 in training alone, and of how many draws; None where nothing is there to be dropped."""
     n = int((still != 0).sum())
-    return ((_zero_share(noisy) - _zero_share(still)) * noisy.numel() / n, n) if n else None
+    if not n:
+        return None
+    share = (_zero_share(noisy) - _zero_share(still)) * noisy.numel() / n
+    whole = (noisy == 0).flatten(1).all(1) if noisy.dim() > 1 else noisy == 0
+    # Stochastic depth drops a sample's whole write: one draw each.
+    return share, len(whole) if bool(whole.any()) and share * n <= int((still[whole] != 0).sum()) else n
 
 
 def _zero_share(tensor: Tensor) -> float:
@@ -67,5 +73,5 @@ def _row(branch: Branch, end: Point, beyond: float, n: int) -> dict[str, Any]:
         "module_path": end.module_path,
         "observed": share,
         "tolerance": 6 * (max(share, 1 / n) / n) ** 0.5,
-        "note": f"share of {n:,} elements of the write that are 0 in training alone",
+        "note": f"share of the write that is 0 in training alone, of {n:,} draws",
     }

@@ -66,6 +66,8 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
         state, addends = seen.get(at), [seen.get(point) for point, _ in terms]
         if state is None or not state.is_floating_point() or not bool(torch.isfinite(state).all()):
             continue
+        if any(addend is not None and addend.shape[-1] != state.shape[-1] for addend in addends):
+            continue
         total = torch.zeros(state.numel(), dtype=torch.float64, device=state.device)
         known = [t for t in addends if t is not None and t.numel() == state.numel() and bool(torch.isfinite(t).all())]
         if len(known) < len(terms) or state.dtype not in (torch.float32, torch.float64):
