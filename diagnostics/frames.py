@@ -22,6 +22,12 @@ def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.Data
         yield place, known.iloc[order[edges[index] : edges[index + 1]]]
 
 
+def joined(rows: pd.DataFrame, keys: list[str], how: dict[str, str]) -> pd.DataFrame:
+    """Return one row for each value of ``keys``, in their order: columns of ``rows`` summed up as ``how`` says (mean, max, ...)."""
+    grouped = rows.groupby(keys, sort=True)
+    return pd.DataFrame({column: getattr(grouped[column], name)() for column, name in how.items()}).reset_index()
+
+
 def largest(frame: pd.DataFrame, column: str) -> dict[str, Any]:
     """Return the row of ``frame`` with the largest value in ``column``, the first of several."""
     row = frame.sort_values(column, ascending=False, kind="stable").iloc[0]

@@ -52,12 +52,11 @@ class Scales:
 
     @cached_property
     def _sites(self) -> dict[tuple[str, int], float]:
-        found: dict[tuple[str, int], float] = {}
-        for site in ("state", "sum", "write", "branch_output", "branch_input", "hidden", "final_norm"):
-            rows = self.tables.sites(site)
-            rows = rows[(rows["step"] == self.step) & (rows["stack"] == self.stack.index)].dropna(subset=["rms"])
-            found |= {(site, int(depth)): float(rms) for depth, rms in zip(rows["depth"], rows["rms"], strict=True)}
-        return found
+        rows = self.tables.every_site
+        is_own = (rows["step"] == self.step) & (rows["stack"] == self.stack.index) & (rows["direction"] == "forward")
+        rows = rows[is_own].dropna(subset=["rms"])
+        places = zip(rows["site"], rows["depth"].astype(int), strict=True)
+        return dict(zip(places, rows["rms"].astype(float), strict=True))
 
     def site(self, site: str, depth: int) -> float | None:
         """Return the RMS of a site of the forward, None where it was not recorded."""

@@ -13,7 +13,7 @@ from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 
 from .bounded import bounded, outstanding
-from .frames import PLACE
+from .frames import PLACE, joined
 from .norms import norms
 from .once import once
 
@@ -111,10 +111,19 @@ class Tables:
 
         The RMS over micro-batches of equal size is the root of the mean of squares; absmax is the largest.
         """
-        chosen = self.activations
-        chosen = chosen[(chosen["site"] == site) & (chosen["direction"] == direction)]
-        joined = chosen.assign(energy=chosen["rms"] ** 2).groupby(["step", *PLACE], as_index=False, sort=True)
-        frame = joined.agg(energy=("energy", "mean"), absmax=("absmax", "max"), nonfinite=("nonfinite", "sum"))
+        rows = self.every_site
+        chosen = rows[(rows["site"] == site) & (rows["direction"] == direction)]
+        return chosen[["step", *PLACE, "absmax", "nonfinite", "rms"]].reset_index(drop=True)
+
+    @cached_property
+    def every_site(self) -> pd.DataFrame:
+        """What ``sites`` returns, of all sites, with site and direction before it."""
+        squared = self.activations.assign(energy=self.activations["rms"] ** 2)
+        frame = joined(
+            squared,
+            ["site", "direction", "step", *PLACE],
+            {"energy": "mean", "absmax": "max", "nonfinite": "sum"},
+        )
         return frame.assign(rms=np.sqrt(frame["energy"])).drop(columns="energy")
 
     def state_rms(self) -> pd.DataFrame:
@@ -132,24 +141,22 @@ class Tables:
         Only calls that are known to belong to a branch; its calls within one forward are joined as well.
         """
         rows = self._bounded("attention")
-        joined = rows[rows["depth"] >= 0].groupby(["step", *PLACE, "head"], as_index=False, sort=True)
-        means = {name: (name, "mean") for name in ("logit_std", "entropy", "entropy_ratio", "sink_share")}
-        return joined.agg(logit_max=("logit_max", "max"), **means)
+        means = dict.fromkeys(("logit_std", "entropy", "entropy_ratio", "sink_share"), "mean")
+        return joined(rows[rows["depth"] >= 0], ["step", *PLACE, "head"], {"logit_max": "max", **means})
 
     @once
     def attention_by_block(self) -> pd.DataFrame:
         """Return step, stack, block, logit_max, entropy_ratio, sink_share: the largest, lowest and largest over heads."""
-        joined = self.attention().groupby(["step", "stack", "block"], as_index=False, sort=True)
-        extremes = {"entropy_ratio": ("entropy_ratio", "min"), "sink_share": ("sink_share", "max")}
-        return joined.agg(logit_max=("logit_max", "max"), **extremes)
+        extremes = {"logit_max": "max", "entropy_ratio": "min", "sink_share": "max"}
+        return joined(self.attention(), ["step", "stack", "block"], extremes)
 
     @once
     def busiest_experts(self) -> pd.DataFrame:
         """Return step, stack, block, excess: the busiest expert's load times the number of experts, 1 where it is even."""
         rows = self.experts()
         rows = rows[rows["expert"] >= 0].dropna(subset=["load"])
-        joined = rows.groupby(["step", "stack", "block"], as_index=False, sort=True)
-        frame = joined.agg(load=("load", "max"), n=("expert", "nunique"))
+        frame = joined(rows, ["step", "stack", "block"], {"load": "max", "expert": "nunique"})
+        frame = frame.rename(columns={"expert": "n"})
         return frame.assign(excess=frame["load"] * frame["n"])
 
     @once
@@ -176,8 +183,7 @@ class Tables:
     @once
     def log_z(self) -> pd.DataFrame:
         """Return step, stack, log_z, logit_max (the largest), the micro-batches joined."""
-        joined = self._bounded("logits").groupby(["step", "stack"], as_index=False, sort=True)
-        return joined.agg(log_z=("log_z", "mean"), logit_max=("logit_max", "max"))
+        return joined(self._bounded("logits"), ["step", "stack"], {"log_z": "mean", "logit_max": "max"})
 
     @cached_property
     def norms(self) -> pd.DataFrame:
