@@ -15,7 +15,8 @@ def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.Data
     """Yield the rows of ``frame`` that share the whole numbers in columns ``keys``, in their order."""
     names = list(keys)
     known = frame.dropna(subset=names)
-    places, found = np.unique(known[names].to_numpy(dtype=np.int64), axis=0, return_inverse=True)
+    numbers = np.column_stack([known[name].to_numpy(dtype=np.int64) for name in names])
+    places, found = np.unique(numbers, axis=0, return_inverse=True)
     order = np.argsort(found.reshape(-1), kind="stable")
     edges = np.searchsorted(found.reshape(-1)[order], np.arange(len(places) + 1))
     for index, place in enumerate(places.tolist()):
@@ -51,4 +52,6 @@ def block_states(frame: pd.DataFrame) -> pd.DataFrame:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as dictionaries by column name."""
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    names = [str(name) for name in frame.columns]
+    columns = (column.tolist() for _, column in frame.items())
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -9,6 +9,7 @@ from functools import cached_property
 import pandas as pd
 from rheoscope.probes.anatomy import Branch, Stack
 
+from .once import once
 from .recorded_attention import NoTheoryError, are_alike, sequences, unit_logits, value_index
 from .soft_attention import Attention
 from .tables import Tables
@@ -228,10 +229,15 @@ def _attention(scales: Scales, branch: Branch, weights: list[tuple[str, str | No
 
 def _slope(scales: Scales, branch: Branch, head_size: int) -> float:
     """Return by what the product of query and key is multiplied: as a check-up found it, or 1 / sqrt(head size)."""
-    rows = scales.tables.identities
-    rows = rows[(rows["check"] == "logit_scale") & (rows["stack"] == branch.stack) & (rows["depth"] == branch.depth)]
-    found = rows["observed"].dropna()
-    return float(found.iloc[0]) if len(found) else head_size**-0.5
+    return _slopes(scales.tables).get((branch.stack, branch.depth), head_size**-0.5)
+
+
+@once
+def _slopes(tables: Tables) -> dict[tuple[int, int], float]:
+    rows = tables.identities
+    rows = rows[rows["check"] == "logit_scale"].dropna(subset=["stack", "depth", "observed"])[::-1]
+    places = zip(rows["stack"].astype(int), rows["depth"].astype(int), strict=True)
+    return dict(zip(places, rows["observed"].astype(float), strict=True))  # the first of several
 
 
 def _mlp(scales: Scales, branch: Branch, weights: list[tuple[str, str | None]], read_rms: float) -> Mlp:
