@@ -24,7 +24,7 @@ def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.Data
 
 
 def joined(rows: pd.DataFrame, keys: list[str], how: dict[str, str]) -> pd.DataFrame:
-    """Return one row for each value of ``keys``, in their order: columns of ``rows`` summed up as ``how`` says (mean, max, ...)."""
+    """Return one row for each value of ``keys``, in order: columns of ``rows`` summed up as ``how`` says (mean, max, ...)."""
     grouped = rows.groupby(keys, sort=True)
     return pd.DataFrame({column: getattr(grouped[column], name)() for column, name in how.items()}).reset_index()
 

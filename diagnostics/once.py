@@ -22,7 +22,7 @@ def once(derive: Callable[Concatenate[K, P], V]) -> Callable[Concatenate[K, P], 
     """Return ``derive`` such that it runs once for each of its arguments; what it returns is shared and never written to."""
 
     @wraps(derive)
-    def derived(keeper: K, *args: P.args, **kwargs: P.kwargs) -> V:
+    def derived(keeper: K, /, *args: P.args, **kwargs: P.kwargs) -> V:
         key = (derive.__qualname__, *args, *kwargs.items())
         if key not in keeper.kept:
             keeper.kept[key] = derive(keeper, *args, **kwargs)

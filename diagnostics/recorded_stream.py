@@ -229,7 +229,8 @@ def _attention(scales: Scales, branch: Branch, weights: list[tuple[str, str | No
 
 def _slope(scales: Scales, branch: Branch, head_size: int) -> float:
     """Return by what the product of query and key is multiplied: as a check-up found it, or 1 / sqrt(head size)."""
-    return _slopes(scales.tables).get((branch.stack, branch.depth), head_size**-0.5)
+    usual: float = head_size**-0.5
+    return _slopes(scales.tables).get((branch.stack, branch.depth), usual)
 
 
 @once

@@ -119,11 +119,8 @@ class Tables:
     def every_site(self) -> pd.DataFrame:
         """What ``sites`` returns, of all sites, with site and direction before it."""
         squared = self.activations.assign(energy=self.activations["rms"] ** 2)
-        frame = joined(
-            squared,
-            ["site", "direction", "step", *PLACE],
-            {"energy": "mean", "absmax": "max", "nonfinite": "sum"},
-        )
+        how = {"energy": "mean", "absmax": "max", "nonfinite": "sum"}
+        frame = joined(squared, ["site", "direction", "step", *PLACE], how)
         return frame.assign(rms=np.sqrt(frame["energy"])).drop(columns="energy")
 
     def state_rms(self) -> pd.DataFrame:
@@ -155,8 +152,7 @@ class Tables:
         """Return step, stack, block, excess: the busiest expert's load times the number of experts, 1 where it is even."""
         rows = self.experts()
         rows = rows[rows["expert"] >= 0].dropna(subset=["load"])
-        frame = joined(rows, ["step", "stack", "block"], {"load": "max", "expert": "nunique"})
-        frame = frame.rename(columns={"expert": "n"})
+        frame = joined(rows.assign(n=rows["expert"]), ["step", "stack", "block"], {"load": "max", "n": "nunique"})
         return frame.assign(excess=frame["load"] * frame["n"])
 
     @once

@@ -57,7 +57,7 @@ def module_of(model: nn.Module, path: str) -> nn.Module:
     """
     module = _held(model)
     for name in path.split(".") if path else ():
-        module = _held(module._modules[name])  # noqa: SLF001 - a parameter may have the name of no module
+        module = _held(module._modules[name])
     return module
 
 
@@ -65,7 +65,7 @@ def _held(module: nn.Module | None) -> nn.Module:
     """Return the module inside torch's wrappers."""
     if module is None:
         raise KeyError("no module")
-    inside = next((getattr(module, holder) for holder in _HOLDERS if holder in module._modules), None)  # noqa: SLF001
+    inside = next((getattr(module, holder) for holder in _HOLDERS if holder in module._modules), None)
     return module if inside is None else _held(inside)
 
 
