@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .finding import Evidence, Finding
-from .frames import groups
+from .frames import PLACE, groups, joined
 from .tables import Tables
 from .thresholds import ACTIVATION_DIPS, LEAST_SIBLINGS, TRAPPED
 
@@ -24,11 +24,9 @@ def activation_trap(tables: Tables) -> list[Finding]:
     if not len(rows) or not activations:
         return []
     rows = rows[rows["step"] == rows["step"].max()]
-    joined = rows.groupby(["step", "stack", "depth", "block", "branch"], as_index=False).agg(
-        {"mean": "mean", "absmax": "max"}
-    )
+    frame = joined(rows, ["step", *PLACE], {"mean": "mean", "absmax": "max"})
     found = []
-    for (stack,), group in groups(joined, "stack"):
+    for (stack,), group in groups(frame, "stack"):
         known = group.assign(
             dip=[
                 ACTIVATION_DIPS.get(activations.get((stack, int(depth)), ""), float("nan")) for depth in group["depth"]

@@ -62,8 +62,10 @@ def _growth(rows: pd.DataFrame) -> float:
     """Return by how much a bias grew over the last half of the run, 0 where it turned, fell or is nothing."""
     steps, values = rows["step"].to_numpy(float), rows["weight_rms"].to_numpy(float)
     recent = steps >= (steps[0] + steps[-1]) / 2
-    late, cosine = values[recent], float(rows["direction_cosine"].astype(float)[recent].median())
-    if len(late) < FORECAST_LEAST_POINTS or not late[0] > BIAS_FLOOR or not cosine > BIAS_DRIFT_COSINE:
+    late = values[recent]
+    if len(late) < FORECAST_LEAST_POINTS or not late[0] > BIAS_FLOOR:
+        return 0.0
+    if not float(rows["direction_cosine"].astype(float)[recent].median()) > BIAS_DRIFT_COSINE:
         return 0.0
     return float(late[-1] / late[0]) if order(late) > FORECAST_ORDERED else 0.0
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .freshness import started_fresh
+from .once import once
 from .recorded_attention import NoTheoryError
 from .recorded_stream import Scales, recorded_stream
 from .tables import Tables
@@ -52,20 +53,17 @@ class Refusal:
     reason: str
 
 
+@once
 def theory_of_recording(tables: Tables, stack: int = 0) -> Prediction | Refusal:
     """Return the prediction for one stack at the first sampled step.
 
     It starts from the anatomy (placement, heads, activation, scales of skips), the RMS of every weight matrix, the mean square
     and likeness of the tokens at state 0, and the head's weights. States and gradients above are predicted, not fitted.
     """
-    kept = tables.kept
-    if ("theory", stack) not in kept:
-        try:
-            kept["theory", stack] = _prediction(tables, stack)
-        except ValueError as error:  # NoTheoryError, or what the closed forms themselves refuse
-            kept["theory", stack] = Refusal(stack, str(error).removesuffix(": no closed form.").rstrip("."))
-    found: Prediction | Refusal = kept["theory", stack]
-    return found
+    try:
+        return _prediction(tables, stack)
+    except ValueError as error:  # NoTheoryError, or what the closed forms themselves refuse
+        return Refusal(stack, str(error).removesuffix(": no closed form.").rstrip("."))
 
 
 def _prediction(tables: Tables, stack: int) -> Prediction:

@@ -15,11 +15,18 @@ def groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[list[int], pd.Data
     """Yield the rows of ``frame`` that share the whole numbers in columns ``keys``, in their order."""
     names = list(keys)
     known = frame.dropna(subset=names)
-    places, found = np.unique(known[names].to_numpy(dtype=np.int64), axis=0, return_inverse=True)
+    numbers = np.column_stack([known[name].to_numpy(dtype=np.int64) for name in names])
+    places, found = np.unique(numbers, axis=0, return_inverse=True)
     order = np.argsort(found.reshape(-1), kind="stable")
     edges = np.searchsorted(found.reshape(-1)[order], np.arange(len(places) + 1))
     for index, place in enumerate(places.tolist()):
         yield place, known.iloc[order[edges[index] : edges[index + 1]]]
+
+
+def joined(rows: pd.DataFrame, keys: list[str], how: dict[str, str]) -> pd.DataFrame:
+    """Return one row for each value of ``keys``, in order: columns of ``rows`` summed up as ``how`` says (mean, max, ...)."""
+    grouped = rows.groupby(keys, sort=True)
+    return pd.DataFrame({column: getattr(grouped[column], name)() for column, name in how.items()}).reset_index()
 
 
 def largest(frame: pd.DataFrame, column: str) -> dict[str, Any]:
@@ -45,4 +52,6 @@ def block_states(frame: pd.DataFrame) -> pd.DataFrame:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as dictionaries by column name."""
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    names = [str(name) for name in frame.columns]
+    columns = (column.tolist() for _, column in frame.items())
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

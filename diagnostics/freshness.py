@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from .once import once
 from .tables import Tables
 from .thresholds import CHANCE_OF_UPDATES, FEWEST_NORM_VECTORS, FRESH
 
 
+@once
 def is_fresh(tables: Tables, step: int) -> bool:
     """Return whether the model was fresh as ``step`` began."""
     rows = tables.parameters

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .finding import Evidence, Finding
-from .frames import groups, records
+from .frames import PLACE, groups, joined, records
 from .harm import is_harmed
 from .steadiness import order
 from .tables import Tables
@@ -61,8 +61,8 @@ def _states(tables: Tables) -> pd.DataFrame:
     """Return step, place, rms, peak (absmax over RMS), channel (largest mean of one), share (its energy's), is_massive."""
     rows = tables.activations
     rows = rows[(rows["site"] == "state") & (rows["direction"] == "forward") & (rows["rms"] > 0)]
-    joined = rows.assign(energy=rows["rms"] ** 2).groupby(["step", "stack", "depth", "block", "branch"], as_index=False)
-    frame = joined.agg(energy=("energy", "mean"), absmax=("absmax", "max"), channel=("channel_absmean", "max"))
+    rows = rows.assign(energy=rows["rms"] ** 2, channel=rows["channel_absmean"])
+    frame = joined(rows, ["step", *PLACE], {"energy": "mean", "absmax": "max", "channel": "max"})
     widths = {stack.index: float(stack.width) for stack in tables.anatomy.stacks if stack.width}
     width = frame["stack"].map(widths).astype(float)
     frame = frame.assign(

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from rheoscope.probes.anatomy import Branch
 
+from .once import once
 from .tables import Tables
 from .thresholds import LOGIT_VARIANCE_LIMIT, UNIFORM_ENTROPY_APART
 
@@ -129,9 +131,18 @@ def unit_logits(tables: Tables, branch: Branch, step: int) -> float:
         NoTheoryError: logits, or the likeness of tokens, were not recorded.
     """
     logits, tokens = (
-        frame[(frame["step"] == step) & (frame["stack"] == branch.stack) & (frame["depth"] == depth)]
-        for frame, depth in ((tables.attention(), branch.depth), (tables.tokens(), branch.depth - 1))
+        frame[frame["depth"].to_numpy() == depth]
+        for frame, depth in zip(_at(tables, step, branch.stack), (branch.depth, branch.depth - 1), strict=True)
     )
     if not len(logits) or not len(tokens):
         raise NoTheoryError("no logits were recorded that tell the scale of queries and keys")
     return float(logits["logit_std"].mean()) / math.sqrt(max(1e-6, 1 - float(tokens["cosine"].iloc[0])))
+
+
+@once
+def _at(tables: Tables, step: int, stack: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the attention and the tokens of one stack at one step."""
+    attention, tokens = (
+        frame[(frame["step"] == step) & (frame["stack"] == stack)] for frame in (tables.attention(), tables.tokens())
+    )
+    return attention, tokens

@@ -9,6 +9,7 @@ from functools import cached_property
 import pandas as pd
 from rheoscope.probes.anatomy import Branch, Stack
 
+from .once import once
 from .recorded_attention import NoTheoryError, are_alike, sequences, unit_logits, value_index
 from .soft_attention import Attention
 from .tables import Tables
@@ -52,12 +53,11 @@ class Scales:
 
     @cached_property
     def _sites(self) -> dict[tuple[str, int], float]:
-        found: dict[tuple[str, int], float] = {}
-        for site in ("state", "sum", "write", "branch_output", "branch_input", "hidden", "final_norm"):
-            rows = self.tables.sites(site)
-            rows = rows[(rows["step"] == self.step) & (rows["stack"] == self.stack.index)].dropna(subset=["rms"])
-            found |= {(site, int(depth)): float(rms) for depth, rms in zip(rows["depth"], rows["rms"], strict=True)}
-        return found
+        rows = self.tables.every_site
+        is_own = (rows["step"] == self.step) & (rows["stack"] == self.stack.index) & (rows["direction"] == "forward")
+        rows = rows[is_own].dropna(subset=["rms"])
+        places = zip(rows["site"], rows["depth"].astype(int), strict=True)
+        return dict(zip(places, rows["rms"].astype(float), strict=True))
 
     def site(self, site: str, depth: int) -> float | None:
         """Return the RMS of a site of the forward, None where it was not recorded."""
@@ -229,10 +229,16 @@ def _attention(scales: Scales, branch: Branch, weights: list[tuple[str, str | No
 
 def _slope(scales: Scales, branch: Branch, head_size: int) -> float:
     """Return by what the product of query and key is multiplied: as a check-up found it, or 1 / sqrt(head size)."""
-    rows = scales.tables.identities
-    rows = rows[(rows["check"] == "logit_scale") & (rows["stack"] == branch.stack) & (rows["depth"] == branch.depth)]
-    found = rows["observed"].dropna()
-    return float(found.iloc[0]) if len(found) else head_size**-0.5
+    usual: float = head_size**-0.5
+    return _slopes(scales.tables).get((branch.stack, branch.depth), usual)
+
+
+@once
+def _slopes(tables: Tables) -> dict[tuple[int, int], float]:
+    rows = tables.identities
+    rows = rows[rows["check"] == "logit_scale"].dropna(subset=["stack", "depth", "observed"])[::-1]
+    places = zip(rows["stack"].astype(int), rows["depth"].astype(int), strict=True)
+    return dict(zip(places, rows["observed"].astype(float), strict=True))  # the first of several
 
 
 def _mlp(scales: Scales, branch: Branch, weights: list[tuple[str, str | None]], read_rms: float) -> Mlp:

@@ -98,9 +98,15 @@ def _classes(rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
         count=rows.groupby([*place, "block"], sort=False)["name"].transform("size"),
     )
     # A block with more or fewer of them than most cannot be told apart one by one.
-    usual = numbered.groupby(place, sort=False)["count"].transform(lambda counts: counts.mode().iloc[0])
+    usual = numbered.groupby(place, sort=False)["count"].transform(_most_common)
     for _, group in numbered[numbered["count"] == usual].groupby([*place, "nth"], sort=False):
-        yield int(group["step"].iloc[0]), str(group["role"].mode().iloc[0]), group.reset_index(drop=True)
+        yield int(group["step"].iloc[0]), str(_most_common(group["role"])), group.reset_index(drop=True)
+
+
+def _most_common(values: pd.Series) -> Any:
+    """Return the value that most have, the least of several."""
+    found, counts = np.unique(values.to_numpy(), return_counts=True)
+    return found[counts.argmax()]
 
 
 def _parameter(step: int, role: str, row: Any, odd: Apart) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,9 @@ from rheoscope.probes.anatomy import Anatomy
 from rheoscope.probes.recording import Recording
 
 from .bounded import bounded, outstanding
-from .frames import PLACE
+from .frames import PLACE, joined
 from .norms import norms
+from .once import once
 
 
 @dataclass(frozen=True)
@@ -95,28 +97,30 @@ class Tables:
         return outstanding(self.recording)
 
     @cached_property
-    def kept(self) -> dict[tuple[str, int], Any]:
-        """What others derived from these tables and ask for again, by name and stack."""
+    def kept(self) -> dict[tuple[Hashable, ...], Any]:
+        """What was derived from these tables: see ``once``."""
         return {}
 
-    @cached_property
-    def _frames(self) -> dict[str, pd.DataFrame]:
-        return {}
-
+    @once
     def _bounded(self, name: str) -> pd.DataFrame:
-        if name not in self._frames:
-            self._frames[name] = bounded(self.recording, name, self._outstanding)
-        return self._frames[name]
+        return bounded(self.recording, name, self._outstanding)
 
+    @once
     def sites(self, site: str, direction: str = "forward") -> pd.DataFrame:
         """Return step, place, rms, absmax, nonfinite of one site, the micro-batches joined.
 
         The RMS over micro-batches of equal size is the root of the mean of squares; absmax is the largest.
         """
-        chosen = self.activations
-        chosen = chosen[(chosen["site"] == site) & (chosen["direction"] == direction)]
-        joined = chosen.assign(energy=chosen["rms"] ** 2).groupby(["step", *PLACE], as_index=False, sort=True)
-        frame = joined.agg(energy=("energy", "mean"), absmax=("absmax", "max"), nonfinite=("nonfinite", "sum"))
+        rows = self.every_site
+        chosen = rows[(rows["site"] == site) & (rows["direction"] == direction)]
+        return chosen[["step", *PLACE, "absmax", "nonfinite", "rms"]].reset_index(drop=True)
+
+    @cached_property
+    def every_site(self) -> pd.DataFrame:
+        """What ``sites`` returns, of all sites, with site and direction before it."""
+        squared = self.activations.assign(energy=self.activations["rms"] ** 2)
+        how = {"energy": "mean", "absmax": "max", "nonfinite": "sum"}
+        frame = joined(squared, ["site", "direction", "step", *PLACE], how)
         return frame.assign(rms=np.sqrt(frame["energy"])).drop(columns="energy")
 
     def state_rms(self) -> pd.DataFrame:
@@ -127,56 +131,55 @@ class Tables:
         """Return step, place, rms of the loss's gradient with respect to every state."""
         return self.sites("state", "backward")
 
+    @once
     def attention(self) -> pd.DataFrame:
         """Return step, place, head, logit_max (the largest), logit_std, entropy, entropy_ratio, sink_share: micro-batches joined.
 
         Only calls that are known to belong to a branch; its calls within one forward are joined as well.
         """
-        return self._attention
-
-    @cached_property
-    def _attention(self) -> pd.DataFrame:
         rows = self._bounded("attention")
-        joined = rows[rows["depth"] >= 0].groupby(["step", *PLACE, "head"], as_index=False, sort=True)
-        means = {name: (name, "mean") for name in ("logit_std", "entropy", "entropy_ratio", "sink_share")}
-        return joined.agg(logit_max=("logit_max", "max"), **means)
+        means = dict.fromkeys(("logit_std", "entropy", "entropy_ratio", "sink_share"), "mean")
+        return joined(rows[rows["depth"] >= 0], ["step", *PLACE, "head"], {"logit_max": "max", **means})
 
+    @once
     def attention_by_block(self) -> pd.DataFrame:
         """Return step, stack, block, logit_max, entropy_ratio, sink_share: the largest, lowest and largest over heads."""
-        joined = self.attention().groupby(["step", "stack", "block"], as_index=False, sort=True)
-        extremes = {"entropy_ratio": ("entropy_ratio", "min"), "sink_share": ("sink_share", "max")}
-        return joined.agg(logit_max=("logit_max", "max"), **extremes)
+        extremes = {"logit_max": "max", "entropy_ratio": "min", "sink_share": "max"}
+        return joined(self.attention(), ["step", "stack", "block"], extremes)
 
+    @once
     def busiest_experts(self) -> pd.DataFrame:
         """Return step, stack, block, excess: the busiest expert's load times the number of experts, 1 where it is even."""
         rows = self.experts()
         rows = rows[rows["expert"] >= 0].dropna(subset=["load"])
-        joined = rows.groupby(["step", "stack", "block"], as_index=False, sort=True)
-        frame = joined.agg(load=("load", "max"), n=("expert", "nunique"))
+        frame = joined(rows.assign(n=rows["expert"]), ["step", "stack", "block"], {"load": "max", "n": "nunique"})
         return frame.assign(excess=frame["load"] * frame["n"])
 
+    @once
     def tokens(self) -> pd.DataFrame:
         """Return step, place, cosine, angular_distance of every state, the micro-batches averaged."""
         rows = self._bounded("tokens")
         values = ["cosine", "angular_distance"]
         return rows.groupby(["step", *PLACE], as_index=False, sort=True)[values].mean()
 
+    @once
     def experts(self) -> pd.DataFrame:
         """Return step, place, expert, load, entropy_ratio, dropped_share, micro-batches and calls averaged."""
         rows = self._bounded("experts")
         values = ["load", "entropy_ratio", "dropped_share"]
         return rows[rows["depth"] >= 0].groupby(["step", *PLACE, "expert"], as_index=False, sort=True)[values].mean()
 
+    @once
     def hidden_layers(self) -> pd.DataFrame:
         """Return step, place, kurtosis, zero_share, rms of every MLP's hidden layer, the micro-batches averaged."""
         rows = self.activations[(self.activations["site"] == "hidden") & (self.activations["direction"] == "forward")]
         values = ["kurtosis", "zero_share", "rms"]
         return rows.groupby(["step", *PLACE], as_index=False, sort=True)[values].mean()
 
+    @once
     def log_z(self) -> pd.DataFrame:
         """Return step, stack, log_z, logit_max (the largest), the micro-batches joined."""
-        joined = self._bounded("logits").groupby(["step", "stack"], as_index=False, sort=True)
-        return joined.agg(log_z=("log_z", "mean"), logit_max=("logit_max", "max"))
+        return joined(self._bounded("logits"), ["step", "stack"], {"log_z": "mean", "logit_max": "max"})
 
     @cached_property
     def norms(self) -> pd.DataFrame:
@@ -184,11 +187,13 @@ class Tables:
         tables = (self.activations, self.gradient_paths, self.parameters)
         return norms(self.anatomy, self.sampled_steps, *tables)
 
+    @once
     def paths(self) -> pd.DataFrame:
         """Return step, place, skip_gain, skip_rms, branch_rms, cosine, the micro-batches averaged."""
         values = ["skip_gain", "skip_rms", "branch_rms", "cosine"]
         return self.gradient_paths.groupby(["step", *PLACE], as_index=False, sort=True)[values].mean()
 
+    @once
     def skip_transmission(self) -> pd.DataFrame:
         """Return step, place, transmission: the gradient's gain along the skip path from the last state to state k.
 
@@ -199,10 +204,6 @@ class Tables:
         attention) it keeps about twice as much over 12 post-norm blocks, .020 against .0097 at width 128. Missing where one
         of the gains is.
         """
-        return self._skip_transmission
-
-    @cached_property
-    def _skip_transmission(self) -> pd.DataFrame:
         exact = self.identities[self.identities["check"] == "skip_transmission"]
         if len(exact):
             frame = exact.rename(columns={"observed": "transmission"}).assign(step=self.sampled_steps[0])
@@ -222,6 +223,7 @@ class Tables:
         whole = dict.fromkeys(("step", "stack", "depth", "block"), int)
         return frame[["step", *PLACE, "transmission"]].astype(whole)
 
+    @once
     def block_transmission(self) -> pd.DataFrame:
         """Return step, stack, transmission from the last state to state 1, the first that a branch has added to.
 
@@ -232,6 +234,7 @@ class Tables:
         first = found[found["depth"] == 1]
         return first[["step", "stack", "transmission"]].reset_index(drop=True)
 
+    @once
     def bias_share(self) -> pd.DataFrame:
         """Return step, place, bias_share: energy of the last projection's bias over energy of that projection's output.
 
@@ -247,6 +250,7 @@ class Tables:
         share = both["rms_bias"] ** 2 / energy.where(energy > 0)
         return both[["step", *PLACE]].assign(bias_share=share)
 
+    @once
     def bias_gradient_share(self) -> pd.DataFrame:
         """Return step, stack, block, share: energy of the bias gradients over that of all gradients of the block.
 
@@ -265,6 +269,7 @@ class Tables:
         rows = self.parameters
         return bool(((rows["block"] >= 0) & rows["role"].isin(["bias", "norm_bias"])).any()) or self.anatomy.has_biases
 
+    @once
     def update_ratios(self) -> pd.DataFrame:
         """Return step, stack, block, ratio: update RMS over weight RMS of the block's weight matrices together."""
         rows = self.parameters
@@ -276,6 +281,7 @@ class Tables:
         ratio = np.sqrt(frame["update"] / frame["weight"].where(frame["weight"] > 0))
         return frame[["step", "stack", "block"]].assign(ratio=ratio)
 
+    @once
     def embedding_gradient(self) -> pd.DataFrame:
         """Return step, rms of the gradient of the embedding tables (parameters, not states)."""
         rows = self.parameters

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .batches import Batch, arguments
 from .hooked import Hooked
 from .point import Point
-from .wrappers import modules_of
+from .wrappers import module_of
 
 Change = Callable[[Tensor], Tensor]
 Position = tuple[int | str, ...]
@@ -56,7 +56,7 @@ def changed(model: nn.Module, point: Point, change: Change) -> Iterator[None]:
         point: where; which of the module's calls counts from the block's begin.
         change: returns a tensor of the same shape; it must not write to the one it is given.
     """
-    module = modules_of(model)[point.module_path]
+    module = module_of(model, point.module_path)
     n_calls = 0
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -39,12 +39,34 @@ def own_name(name: str) -> str:
         >>> own_name("blocks.0._checkpoint_wrapped_module.mlp.weight")
         'blocks.0.mlp.weight'
     """
+    if not any(holder in name for holder in _HOLDERS):
+        return name
     return ".".join(part for part in name.split(".") if part not in _HOLDERS)
 
 
 def modules_of(model: nn.Module, *, remove_duplicate: bool = False) -> dict[str, nn.Module]:
     """Return the modules by their own names; of a wrapper and what it holds, which share one, the latter."""
     return {own_name(path): module for path, module in model.named_modules(remove_duplicate=remove_duplicate)}
+
+
+def module_of(model: nn.Module, path: str) -> nn.Module:
+    """Return one of ``modules_of(model)``, without naming all of them.
+
+    Raises:
+        KeyError: the model has no module of this name.
+    """
+    module = _held(model)
+    for name in path.split(".") if path else ():
+        module = _held(module._modules[name])
+    return module
+
+
+def _held(module: nn.Module | None) -> nn.Module:
+    """Return the module inside torch's wrappers."""
+    if module is None:
+        raise KeyError("no module")
+    inside = next((getattr(module, holder) for holder in _HOLDERS if holder in module._modules), None)
+    return module if inside is None else _held(inside)
 
 
 def parameters_of(model: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Parameter]]:

@@ -98,6 +98,10 @@ def _made(trial: Trial) -> Subject:
 
 def _run(trial: Trial) -> Outcome:
     made = _made(trial)
+    chance = torch.get_rng_state()
+    is_recipe = any(FAULTS[planted.fault].is_recipe for planted in trial.planted)
+    has_twin = bool(trial.planted) and not is_recipe
+    sound = _effect(made) if has_twin else (1.0, [])
     torch.manual_seed(trial.seed)
     if trial.look_alike is not None and not LOOK_ALIKES[trial.look_alike](made):
         return Outcome(trial, "absent")
@@ -106,13 +110,13 @@ def _run(trial: Trial) -> Outcome:
         done = [FAULTS[planted.fault].plant(made, block, planted.severity) for block in blocks]
         if not all(done):
             return Outcome(trial, "absent")
-    is_recipe = any(FAULTS[planted.fault].is_recipe for planted in trial.planted)
-    twin = _effect(_made(trial)) if trial.planted and not is_recipe else (1.0, [])
+    if has_twin:
+        torch.set_rng_state(chance)  # what is drawn from here on does not depend on what planting draws
     own = _effect(made)
     is_seen = not any(
         FAULTS[planted.fault].name == "dropout" for planted in trial.planted
     )  # the effect is taken without it
-    if trial.planted and is_seen and not is_recipe and not _differ(own, twin):
+    if has_twin and is_seen and not _differ(own, sound):
         return Outcome(trial, "benign")
     if is_recipe or trial.is_monitored:
         diagnosis = rheoscope.diagnose(_monitored(made, trial))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from rheoscope.diagnostics.once import once
 from rheoscope.diagnostics.tables import Tables
 
 from .chart import standing_out
@@ -29,16 +30,9 @@ def profile(
     return lines_over_depth(frame, column, y, steps=steps_to_bring_up(tables), log_y=log_y, theory=theory)
 
 
+@once
 def steps_to_bring_up(tables: Tables) -> list[int]:
     """Return at most 24 sampled steps, of more those whose states or gradients stand out; none where there is one alone."""
-    key = ("steps to bring up", 0)
-    if key not in tables.kept:
-        tables.kept[key] = _chosen(tables)
-    found: list[int] = tables.kept[key]
-    return found
-
-
-def _chosen(tables: Tables) -> list[int]:
     steps = tables.sampled_steps
     if len(steps) < 2:
         return []

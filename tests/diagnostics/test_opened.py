@@ -49,5 +49,5 @@ def test_a_report_reads_the_tables_that_its_verdict_read(made: Maker, monkeypatc
     told = content(recording)
 
     assert len(seen) == 1
-    assert ("steps to bring up", 0) in seen[0].kept
+    assert ("steps_to_bring_up",) in seen[0].kept
     assert told.diagnosis.findings == diagnose(recording).findings  # type: ignore[union-attr]
