@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from .vocabulary import ATTENTION
 
-_FLAT = 1e-3  # of the logits' spread or size: float32 sums over a few hundred features agree to about 1e-6
+_FLAT = 1e-3  # of the logits' spread
+_ROUNDED = 3e-5  # of the logits' size: float32 sums over a few hundred features agree to about 1e-6, less where terms cancel
 
 
 class _FirstLogits(TorchFunctionMode):
@@ -100,17 +101,18 @@ def _pattern(logits: Tensor) -> str:
     if not bool(allowed.diagonal(dim1=-2, dim2=-1).all()):
         return ""
     # A constant for each row changes no share of attention: some biases count from the start, not from the query.
+    rounding = _ROUNDED * float(logits[allowed].abs().max())
     logits = logits - logits.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-    size = float(logits[allowed].abs().max()) + 1e-12
+    flat = max(_FLAT * float(logits[allowed].abs().max()), rounding)
     diagonals = [logits.diagonal(-k, -2, -1) for k in range(n)]
     usable = [d for k, d in enumerate(diagonals) if bool(allowed.diagonal(-k, -2, -1).all())]
-    if any(float((d - d[:, :1]).abs().max()) > _FLAT * size for d in usable):
+    if any(float((d - d[:, :1]).abs().max()) > flat for d in usable):
         return "absolute"
     steps = torch.stack([d[:, 0] for d in usable], -1)
-    if float((steps - steps[:, :1]).abs().max()) <= _FLAT * size:
+    if float((steps - steps[:, :1]).abs().max()) <= flat:
         return "constant"
     bends = steps.diff(dim=-1).diff(dim=-1)
-    return "linear" if bends.numel() and float(bends.abs().max()) <= _FLAT * size else "toeplitz"
+    return "linear" if bends.numel() and float(bends.abs().max()) <= flat else "toeplitz"
 
 
 def causal_stacks(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[bool | None]:
