@@ -24,7 +24,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="verdicts", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--per-fault", type=int, default=7, help="trials of each class and severity")
+    parser.add_argument("--per-fault", type=int, default=4, help="trials of each class and severity")
     parser.add_argument("--per-pair", type=int, default=2, help="healthy trials of each subject and look-alike")
     parser.add_argument("--doubled", type=int, default=60)
     parser.add_argument("--wide", type=int, default=40)

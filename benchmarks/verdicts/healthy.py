@@ -186,7 +186,8 @@ def as_it_is(_: Subject) -> bool:
     return True
 
 
+TRAINED = (trained(60), trained(200))
 LOOK_ALIKES: tuple[Change, ...] = (
     as_it_is, layer_scale, rezero, zero_init, depth_scaled, branch_alpha, soft_logits, large_embedding, adapters, frozen_first,
-    trained(60), trained(200),
+    *TRAINED,
 )  # fmt: skip

@@ -24,7 +24,9 @@ from torch.overrides import TorchFunctionMode
 from .vocabulary import ATTENTION
 
 _FLAT = 1e-3  # of the logits' spread
-_ROUNDED = 3e-5  # of the logits' size: float32 sums over a few hundred features agree to about 1e-6, less where terms cancel
+_ROUNDED = (
+    3e-5  # of the logits' size: float32 sums over a few hundred features agree to about 1e-6, less where terms cancel
+)
 
 
 class _FirstLogits(TorchFunctionMode):
