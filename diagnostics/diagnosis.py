@@ -27,7 +27,7 @@ from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss, worse_than_guessing
-from .lone_blocks import changed_projections, rotation, silent_heads, stray_terms
+from .lone_blocks import changed_projections, mixed_samples, rotation, silent_heads, stray_terms
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms, form_of_norms
@@ -54,6 +54,7 @@ RULES: tuple[Rule, ...] = (
     repeatability,
     gradient_conservation,
     causality,
+    mixed_samples,
     skip_scale,
     changed_projections,
     logit_scale,

@@ -20,6 +20,7 @@ PROVES = {
     "gradient_conservation": "What comes back through a branch is the gradient of what the branch did forward.",
     "repeatability": "In evaluation the same batch gives the same.",
     "causality": "A position never depends on later ones.",
+    "samples": "No sample sees another of its batch.",
     "write_scale": "Every block adds what its last projection gives, times the same factor.",
     "stream_shift": "The stream is what its skips and writes make it, and nothing else.",
     "projection_scale": "What a projection gives is read as it is.",
@@ -48,6 +49,7 @@ def exact_checks(tables: Tables) -> pd.DataFrame:
         ("norm_backward", 0.0),
         ("repeatability", 0.0),
         ("causality", 0.0),
+        ("samples", 0.0),
         ("stream_shift", 0.0),
         ("projection_scale", 1.0),
         ("loss_scale", np.nan),
@@ -125,7 +127,7 @@ def _judged(rows: pd.DataFrame, expected: pd.Series) -> pd.DataFrame:
     away = (rows["observed"] - expected).abs()
     state = np.where(away <= allowed, "holds", "deviates")
     judged = rows.assign(expected=expected, tolerance=allowed, state=state)
-    for group in _classes(judged[judged["check"].isin(["causality", "stream_shift", "projection_scale"])]):
+    for group in _classes(judged[judged["check"].isin(["causality", "samples", "stream_shift", "projection_scale"])]):
         ill = group.index[group["state"] == "deviates"]
         if len(ill) * 2 >= len(group):
             judged.loc[ill, "state"] = "design"

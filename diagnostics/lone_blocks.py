@@ -88,6 +88,28 @@ def changed_projections(tables: Tables) -> list[Finding]:
     ]
 
 
+def mixed_samples(tables: Tables) -> list[Finding]:
+    """Report a branch in which a sample sees another of its batch, while those of the other blocks see none."""
+    return [
+        _finding(
+            "samples-mixed",
+            row,
+            f"In the {row['branch']} branch of block {int(row['block'])} a sample sees others of its batch: when they change, it "
+            f"moves by {row['observed']:.2g} of the largest value. In the {n} other {row['branch']} branches it does not move.",
+            Evidence(
+                "change of an unchanged sample / largest value",
+                float(row["observed"]),
+                0.0,
+                "the other blocks",
+                row["tolerance"],
+            ),
+            "Look for axes that are confused here: a view in place of a transpose, a mean or a norm over the batch.",
+            severity="error",
+        )
+        for row, n in _alone(tables, "samples")
+    ]
+
+
 def stray_terms(tables: Tables) -> list[Finding]:
     """Report a state that is more than skip and write, where those of the other adds are not."""
     return [

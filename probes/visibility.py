@@ -1,9 +1,11 @@
-"""Find which branches let a position see later ones: each on its own, whatever the branches before it have leaked."""
+"""Find which branches let a position see later ones, or a sample another: each alone, whatever those before it have leaked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,14 +27,28 @@ def visible_points(anatomy: Anatomy) -> set[Point]:
     return {point for _, before, added in ends_of(anatomy) for point in (before, added)}
 
 
+@dataclass(frozen=True)
+class _Leak:
+    """How far a change at last positions reaches, over the sum's largest value: ``earlier`` positions, and ``other`` samples."""
+
+    earlier: float
+    other: float | None
+
+    @property
+    def most(self) -> float:
+        """The larger of the two."""
+        return max(self.earlier, self.other or 0.0)
+
+
 def visibility(
     model: nn.Module, batch: Batch, anatomy: Anatomy, still: Mapping[Point, Tensor], *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Return rows of the identities table: ``causality`` of every branch of a batch of token ids.
+    """Return rows of the identities table: ``causality`` and ``samples`` of every branch of a batch of token ids.
 
-    The state before a branch is changed at its last position alone; ``observed`` is by how much the sum behind the branch
-    changes at earlier positions, relative to its largest value: 0 where a position sees no later one. One forward a branch of
-    the block, not of the model. Call it inside ``untouched(model, training=False)``.
+    The state before a branch is changed at the last position alone, of all samples but the first; ``observed`` is by how much the
+    sum behind the branch changes relative to its largest value, at earlier positions: 0 where a position sees no later one; and
+    in the first sample: 0 where no sample sees another. One forward a branch of the block, not of the model. Call it inside
+    ``untouched(model, training=False)``.
 
     Args:
         model: the model.
@@ -51,7 +67,7 @@ def visibility(
         for index, (_, before, _) in enumerate(adds)
         if before in still and (state := _last_moved(still[before], lengths, generator)) is not None
     }
-    leaks: dict[int, float | None] = {}
+    leaks: dict[int, _Leak | None] = {}
     for group in groups_of(adds):
         sums = moved_in(model, batch, adds, group, still, moved)
         leaks |= {index: _leak(sums[index], still[adds[index][2]], lengths) for index in sums}
@@ -63,45 +79,62 @@ def visibility(
             state = torch.lerp(still[before], moved[index], size)
             alone = seen_after(model, batch, before, partial(_as, state), added)
             leaks[index] = leak = None if alone is None else _leak(alone, still[added], lengths)
-            if not leak or leak > TOLERANCE:
+            if leak is None or leak.most == 0 or leak.most > TOLERANCE:
                 break
-    return [_row(adds[index][0], leak) for index, leak in sorted(leaks.items()) if leak is not None]
+    known = [(adds[index][0], leak) for index, leak in sorted(leaks.items()) if leak is not None]
+    return [
+        *(_row("causality", branch, leak.earlier, "at earlier positions") for branch, leak in known),
+        *(_row("samples", branch, leak.other, "in other samples") for branch, leak in known if leak.other is not None),
+    ]
 
 
-def _exceptions(adds: Sequence[Ends], leaks: Mapping[int, float | None]) -> list[int]:
+def _exceptions(adds: Sequence[Ends], leaks: Mapping[int, _Leak | None]) -> list[int]:
     """Return the adds that leak while half of their kind do not; where more do they are made to see everything."""
     kinds: dict[tuple[int, str], list[int]] = {}
     for index, leak in leaks.items():
         if leak is not None:
             kinds.setdefault((adds[index][0].stack, adds[index][0].kind), []).append(index)
-    levels = [(mine, level) for mine in kinds.values() for level in (0.0, TOLERANCE)]
-    ill = [([index for index in mine if (leaks[index] or 0.0) > level], len(mine)) for mine, level in levels]
-    return list(dict.fromkeys(index for some, n in ill if 2 * len(some) <= n for index in some))
+    reaches = {i: (leak.earlier, leak.other or 0.0) for i, leak in leaks.items() if leak is not None}
+    found: dict[int, None] = {}
+    for mine in kinds.values():
+        for nth, level in product((0, 1), (0.0, TOLERANCE)):
+            some = [index for index in mine if reaches[index][nth] > level]
+            found |= dict.fromkeys(some if 2 * len(some) <= len(mine) else ())
+    return list(found)
 
 
 def _as(state: Tensor, tensor: Tensor) -> Tensor:
     return state.reshape(tensor.shape)
 
 
+def _changed(n: int) -> slice:
+    """Return which of n samples are changed: all but the first, which is to stay as it is; a single one itself."""
+    return slice(1 if n > 1 else 0, None)
+
+
 def _last_moved(state: Tensor, lengths: set[Any], generator: torch.Generator) -> Tensor | None:
-    """Return a state with its last position moved; None where its positions are not told."""
+    """Return a state with the last position of samples moved; None where its positions are not told."""
     shape = shape_of(state, lengths)
     if shape is None:
         return None
     moved = state.clone().view(shape)
-    noise = torch.randn(moved[:, -1].shape, generator=generator).to(moved)
-    moved[:, -1] += STEP * noise * moved[:, -1].square().mean().sqrt()
+    last = moved[_changed(shape[0]), -1]
+    noise = torch.randn(last.shape, generator=generator).to(moved)
+    moved[_changed(shape[0]), -1] += STEP * noise * moved[:, -1].square().mean().sqrt()
     return moved.view(state.shape)
 
 
-def _leak(moved: Tensor, still: Tensor, lengths: set[Any]) -> float | None:
-    """Return the largest change at earlier positions over the largest value; None where positions are not told."""
+def _leak(moved: Tensor, still: Tensor, lengths: set[Any]) -> _Leak | None:
+    """Return how far a change at last positions reaches; None where positions are not told, or nothing changes."""
     shape = shape_of(still, lengths)
     if shape is None or moved.shape != still.shape:
         return None
     change = (moved - still).abs().view(shape)
-    leak, size = float(change[:, :-1].max()), float(still.abs().max())
-    return leak / size if float(change.max()) > 0 and size > 0 else None
+    size, n = float(still.abs().max()), shape[0]
+    if not (float(change.max()) > 0 and size > 0):
+        return None
+    other = float(change[0].max()) / size if n > 1 else None
+    return _Leak(float(change[_changed(n), :-1].max()) / size, other)
 
 
 def lengths_of(batch: Batch) -> set[Any]:
@@ -119,11 +152,12 @@ def shape_of(tensor: Tensor, lengths: set[Any]) -> tuple[int, int, int] | None:
     return found.pop() if len(found) == 1 and tensor.is_contiguous() else None
 
 
-def _row(branch: Branch, leak: float) -> dict[str, Any]:
+def _row(check: str, branch: Branch, leak: float, where: str) -> dict[str, Any]:
     return {
-        "check": "causality",
+        "check": check,
         **place_of(branch),
         "observed": leak,
+        "expected": 0.0,
         "tolerance": TOLERANCE,
-        "note": "change of the sum at earlier positions, over its largest value, when the state before changes at the last alone",
+        "note": f"change of the sum {where}, over its largest value, when the state before changes at last positions alone",
     }

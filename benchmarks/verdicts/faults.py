@@ -34,14 +34,18 @@ from .planting_aside import (
     always_dropping,
     behind,
     head_silent,
+    linear_mlp,
     norm_halved,
     norm_turned,
     normed_again,
     normed_over_positions,
+    one_token_lost,
     other_norm,
     placed_again,
+    samples_mixed,
     turned_otherwise,
     twice,
+    values_rounded,
 )
 from .recipes import block_epsilon, drowned, gap, query_rate
 
@@ -153,4 +157,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("norm over positions", normed_over_positions, (1,), ("mask-leak", *_NORMS), is_aside=True),
     Fault("attention normed again", normed_again, (1,), ("norm-placement-odd", "norm-missing", "write-size", "write-scale"), (),
           _IN_ATTENTION, is_aside=True),
+    Fault("samples mixed", samples_mixed, (1,), ("mask-leak", "samples-mixed"), (), _IN_MLP, is_exact=True, is_aside=True),
+    Fault("no activation", linear_mlp, (1,), ("hidden-scale", "write-size", "activation-odd"), (), _IN_MLP, is_aside=True),
+    Fault("nothing written at one token", one_token_lost, (1,), ("write-scale", "write-size", "gradient-detached"), (),
+          _IN_ATTENTION, is_aside=True),
+    Fault("a write in 8 bits", values_rounded, (1,), ("write-scale", "bf16-error", "gradient-scaled"), (), _IN_MLP,
+          is_aside=True),
 )  # fmt: skip

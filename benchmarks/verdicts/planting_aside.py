@@ -172,3 +172,53 @@ def normed_again(subject: Subject, block: int, _: float) -> bool:
 
     subject.model.get_submodule(subject.parts[block].attention).register_forward_hook(leave)
     return True
+
+
+def samples_mixed(subject: Subject, block: int, _: float) -> bool:
+    """Let the MLP of one block read the other sample of the batch."""
+    path = subject.parts[block].mlp
+    if not path:
+        return False
+    mlp = subject.model.get_submodule(path)
+    mlp.register_forward_pre_hook(lambda _, args: (args[0].roll(1, 0), *args[1:]) if args else None)
+    return True
+
+
+def linear_mlp(subject: Subject, block: int, _: float) -> bool:
+    """Leave the activation of one block out."""
+    parts = subject.parts[block]
+    if not parts.mlp or not parts.mlp_in.startswith(f"{parts.mlp}."):
+        return False
+    enters, leaves = (subject.model.get_submodule(path) for path in (parts.mlp_in, parts.mlp_out))
+    given: list[Tensor] = []
+    if enters.weight.shape != leaves.weight.T.shape or "swiglu" in subject.name:  # type: ignore[union-attr, operator]
+        return False
+    enters.register_forward_hook(lambda _, __, output: given.append(output))
+    leaves.register_forward_pre_hook(lambda _, args: (given.pop(), *args[1:]))
+    return True
+
+
+def one_token_lost(subject: Subject, block: int, _: float) -> bool:
+    """Let nothing of what the attention of one block writes reach the first position."""
+
+    def leave(__: nn.Module, ___: Any, output: Any) -> Any:
+        written = output[0] if isinstance(output, tuple) else output
+        written = torch.cat([0 * written[:, :1], written[:, 1:]], 1)
+        return (written, *output[1:]) if isinstance(output, tuple) else written
+
+    subject.model.get_submodule(subject.parts[block].attention).register_forward_hook(leave)
+    return True
+
+
+def values_rounded(subject: Subject, block: int, _: float) -> bool:
+    """Keep what the MLP of one block writes in 8 bits: 127 steps on either side, with a gradient straight through."""
+    path = subject.parts[block].mlp
+    if not path:
+        return False
+
+    def leave(__: nn.Module, ___: Any, output: Tensor) -> Tensor:
+        step = output.detach().abs().max() / 127
+        return output + ((output / step).round() * step - output).detach()
+
+    subject.model.get_submodule(path).register_forward_hook(leave)
+    return True
