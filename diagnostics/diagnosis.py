@@ -27,7 +27,7 @@ from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss, worse_than_guessing
-from .lone_blocks import changed_projections, mixed_samples, rotation, silent_heads, stray_terms
+from .lone_blocks import changed_projections, changed_writes, mixed_samples, rotation, silent_heads, stray_terms
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms, form_of_norms
@@ -41,9 +41,10 @@ from .rounding import rounded_shares, rounded_writes
 from .second_moments import below_epsilon, stale_second_moments
 from .signals import attention_logits, hidden_units, rank_collapse, write_size
 from .spikes import loss_spikes
-from .structure import frozen_block, norm_epsilon, odd_branches, odd_dropout, odd_parameters
+from .structure import frozen_block, norm_epsilon, odd_dropout, odd_parameters
 from .tables import Tables
 from .thresholds import ENTROPY_LEAST_STEPS, LEAST_BLOCKS, SPIKE_BAND_LEAST, UPDATE_JUDGED_AFTER
+from .traits import odd_branches
 from .unusual import unusual
 from .updates import untrained, update_ratio, update_siblings
 from .wiring import causality, gradient_conservation, logit_scale, loss_scale, odd_block, skip_scale
@@ -56,6 +57,7 @@ RULES: tuple[Rule, ...] = (
     causality,
     mixed_samples,
     skip_scale,
+    changed_writes,
     changed_projections,
     logit_scale,
     odd_block,

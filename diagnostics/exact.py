@@ -22,6 +22,7 @@ PROVES = {
     "causality": "A position never depends on later ones.",
     "samples": "No sample sees another of its batch.",
     "write_scale": "Every block adds what its last projection gives, times the same factor.",
+    "write_rest": "Every block adds a multiple of what its last projection gives, and nothing else.",
     "stream_shift": "The stream is what its skips and writes make it, and nothing else.",
     "projection_scale": "What a projection gives is read as it is.",
     "norm_epsilon": "Every norm has the epsilon of its siblings.",
@@ -31,6 +32,7 @@ PROVES = {
     "loss_scale": "The gradient at the logits is that of a mean, or a sum, of cross-entropies.",
     "nonfinite_origin": "Every operation gives finite values.",
 }
+_BY_DESIGN = ["causality", "samples", "write_rest", "stream_shift", "projection_scale"]  # where most of a class deviate
 
 
 def exact_checks(tables: Tables) -> pd.DataFrame:
@@ -50,6 +52,7 @@ def exact_checks(tables: Tables) -> pd.DataFrame:
         ("repeatability", 0.0),
         ("causality", 0.0),
         ("samples", 0.0),
+        ("write_rest", 0.0),
         ("stream_shift", 0.0),
         ("projection_scale", 1.0),
         ("loss_scale", np.nan),
@@ -127,7 +130,9 @@ def _judged(rows: pd.DataFrame, expected: pd.Series) -> pd.DataFrame:
     away = (rows["observed"] - expected).abs()
     state = np.where(away <= allowed, "holds", "deviates")
     judged = rows.assign(expected=expected, tolerance=allowed, state=state)
-    for group in _classes(judged[judged["check"].isin(["causality", "samples", "stream_shift", "projection_scale"])]):
+    for group in _classes(
+        judged[judged["check"].isin(["causality", "samples", "write_rest", "stream_shift", "projection_scale"])]
+    ):
         ill = group.index[group["state"] == "deviates"]
         if len(ill) * 2 >= len(group):
             judged.loc[ill, "state"] = "design"

@@ -88,14 +88,35 @@ def changed_projections(tables: Tables) -> list[Finding]:
     ]
 
 
+def changed_writes(tables: Tables) -> list[Finding]:
+    """Report a branch that adds something else than its last projection gives, where those of the other blocks add that."""
+    return [
+        _finding(
+            "write-changed",
+            row,
+            f"What the {row['branch']} branch of block {int(row['block'])} adds is no multiple of what its last projection "
+            f"gives: {row['observed']:.2g} of it is something else. In the {n} other {row['branch']} branches nothing is.",
+            Evidence(
+                "write less a multiple of the projection / write",
+                float(row["observed"]),
+                0.0,
+                "the other blocks",
+                row["tolerance"],
+            ),
+            "Look at what stands between this branch's last projection and the add.",
+        )
+        for row, n in _alone(tables, "write_rest")
+    ]
+
+
 def mixed_samples(tables: Tables) -> list[Finding]:
     """Report a branch in which a sample sees another of its batch, while those of the other blocks see none."""
     return [
         _finding(
             "samples-mixed",
             row,
-            f"In the {row['branch']} branch of block {int(row['block'])} a sample sees others of its batch: when they change, it "
-            f"moves by {row['observed']:.2g} of the largest value. In the {n} other {row['branch']} branches it does not move.",
+            f"In the {row['branch']} branch of block {int(row['block'])} a sample sees others of its batch: when they "
+            f"change, it moves by {row['observed']:.2g} of the largest value. In the {n} others it does not.",
             Evidence(
                 "change of an unchanged sample / largest value",
                 float(row["observed"]),

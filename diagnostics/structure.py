@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rheoscope.probes.anatomy import Branch, Stack
 
 from .bias_terms import without_gradient
 from .finding import Evidence, Finding
@@ -125,56 +124,6 @@ def _parameter(step: int, role: str, row: Any, odd: Apart) -> Finding:
         ),
         remedy=_REMEDIES[role],
     )
-
-
-def odd_branches(tables: Tables) -> list[Finding]:
-    """Report a branch whose norms differ from those of the same branch in all other blocks."""
-    found = []
-    for stack in tables.anatomy.stacks:
-        for code, words, trait in _TRAITS:
-            for branch, value, usual, n in _odd(stack, trait):
-                found.append(
-                    Finding(
-                        code=code,
-                        severity="warning",
-                        # Why nothing behaves as a norm is what other rules tell: a gain of 0, a large epsilon.
-                        confidence=0.8 if code == "norm-missing" else 0.9,
-                        block=branch.block,
-                        component=branch.kind,
-                        module_path=branch.module_path,
-                        step=0,
-                        sentence=f"The {words} of the {branch.kind} branch of block {branch.block} is {value}; of its {n} "
-                        f"siblings it is {usual}.",
-                        evidence=Evidence(f"{words} of the branch", 1.0, 0.0, f"{n} siblings share one"),
-                        remedy="Look at how this block is built.",
-                    )
-                )
-    return found
-
-
-def _n_norms(branch: Branch) -> int:
-    """Return how many modules behave as norms around a branch."""
-    return len(branch.input_norms) + len(branch.output_norms) + len(branch.skip_norms)
-
-
-_TRAITS: tuple[tuple[str, str, Callable[[Branch], object]], ...] = (
-    ("norm-placement-odd", "norm placement", lambda branch: branch.placement),
-    ("norm-missing", "number of modules that behave as norms", _n_norms),
-    ("norm-kind-odd", "kind of norm", lambda branch: branch.norm_kind),
-)
-
-
-def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Branch, object, object, int]]:
-    """Yield the one branch of its kind that differs from all the others, which are alike."""
-    for kind in dict.fromkeys(branch.kind for branch in stack.branches):
-        mine = [branch for branch in stack.branches if branch.kind == kind]
-        values = [trait(branch) for branch in mine]
-        usual = max(set(values), key=values.count)
-        odd = [branch for branch, value in zip(mine, values, strict=True) if value != usual]
-        # Where the embedding ends in a norm, the first branch may do without any of its own.
-        is_first = bool(odd) and odd[0].depth == 1 and not odd[0].input_norms and stack.start_norms != ()
-        if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and usual != "unknown":
-            yield odd[0], trait(odd[0]), usual, len(mine) - 1
 
 
 def odd_dropout(tables: Tables) -> list[Finding]:

@@ -28,11 +28,12 @@ def write_points(model: nn.Module, anatomy: Anatomy) -> set[Point]:
 
 
 def write_scale(model: nn.Module, anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
-    """Return rows of the identities table: ``write_scale`` of every branch, one a term where several are added at once.
+    """Return rows of the identities table: ``write_scale`` and ``write_rest``, one a term where several are added at once.
 
-    ``observed`` is the slope, by least squares, of what is added on what one of the branch's projections gives; of a branch whose
-    output is normed, of what that norm reads on the projection, times that of what is added on what the norm gives. No row where
-    no projection explains it: a learned scale a channel, a mixture.
+    ``write_scale`` is the slope, by least squares, of what is added on what one of the branch's projections gives; where its
+    output is normed, of what that norm reads on the projection, times that of what is added on what the norm gives. No such row
+    where no projection explains it: a learned scale a channel, a mixture. ``write_rest`` is what the best such explanation leaves
+    of what is added, or of what the norm reads: 0 where it is a multiple of what a projection gives, and nothing else.
 
     Args:
         model: the model.
@@ -52,6 +53,10 @@ def write_scale(model: nn.Module, anatomy: Anatomy, seen: Mapping[Point, Tensor]
                 found = None if before is None else before * (1.0 if found is None else found)
             if found is not None:
                 rows.append(_row(branch, end.at, found))
+            steps = [(end.at, given)] + ([(_normed(branch)[1], projections)] if branch.output_norms else [])
+            rests = [_rest(seen, at, points) for at, points in steps]
+            if rests and None not in rests:
+                rows.append(_row_of_rest(branch, end.at, max(rest for rest in rests if rest is not None)))
     return rows
 
 
@@ -109,6 +114,32 @@ def _slope(given: Tensor | None, written: Tensor | None) -> float | None:
         return None
     slope = float(x @ y) / energy
     return slope if float((y - slope * x).norm()) <= FIT * float(y.norm()) else None
+
+
+def _rest(seen: Mapping[Point, Tensor], at: Point, given: Sequence[Point]) -> float | None:
+    """Return what the best multiple of one of ``given`` leaves of a tensor, over it; None where none has its size."""
+    written = seen.get(at)
+    if written is None or not written.is_floating_point() or not bool(torch.isfinite(written).all()):
+        return None
+    y = written.double().reshape(-1)
+    candidates = [seen[point].double().reshape(-1) for point in given if point in seen]
+    fits = [x for x in candidates if x.numel() == y.numel() and bool(torch.isfinite(x).all()) and bool(x.any())]
+    size = float(y.norm())
+    if not fits or size == 0:
+        return None
+    return min(float((y - (x @ y) / (x @ x) * x).norm()) for x in fits) / size
+
+
+def _row_of_rest(branch: Branch, end: Point, rest: float) -> dict[str, Any]:
+    return {
+        "check": "write_rest",
+        **place_of(branch),
+        "module_path": end.module_path,
+        "observed": rest,
+        "expected": 0.0,
+        "tolerance": FIT,
+        "note": "what is added, less a multiple of what the branch's projection gives, over it",
+    }
 
 
 def _row(branch: Branch, end: Point, slope: float) -> dict[str, Any]:

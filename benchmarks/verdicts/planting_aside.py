@@ -222,3 +222,49 @@ def values_rounded(subject: Subject, block: int, _: float) -> bool:
 
     subject.model.get_submodule(path).register_forward_hook(leave)
     return True
+
+
+def shared_mlp(subject: Subject, block: int, _: float) -> bool:
+    """Give one block the MLP of the block before it."""
+    if block == 0 or not subject.parts[block].mlp:
+        return False
+    replace(subject.model, subject.parts[block].mlp, subject.model.get_submodule(subject.parts[block - 1].mlp))
+    return True
+
+
+def rank_one(subject: Subject, block: int, _: float) -> bool:
+    """Start the last projection of one MLP with a matrix of rank one, as large as it was."""
+    weight: Any = subject.model.get_submodule(subject.parts[block].mlp_out).weight
+    with torch.no_grad():
+        made = torch.outer(torch.randn(weight.shape[0]), torch.randn(weight.shape[1]))
+        weight.copy_(made * weight.std() / made.std())
+    return True
+
+
+def constant(subject: Subject, block: int, _: float) -> bool:
+    """Start the first projection of one MLP with one number, as large as its weights were: its units stay alike."""
+    weight: Any = subject.model.get_submodule(subject.parts[block].mlp_in).weight
+    with torch.no_grad():
+        weight.fill_(float(weight.square().mean().sqrt()))
+    return True
+
+
+def gradient_clamped(subject: Subject, block: int, _: float) -> bool:
+    """Clamp the gradient of what one attention writes to half its RMS."""
+
+    def leave(__: nn.Module, ___: Any, output: Any) -> None:
+        written = output[0] if isinstance(output, tuple) else output
+        if written.requires_grad:
+            written.register_hook(lambda g: g.clamp(-(m := 0.5 * float(g.square().mean().sqrt())), m))
+
+    subject.model.get_submodule(subject.parts[block].attention).register_forward_hook(leave)
+    return True
+
+
+def keys_behind(subject: Subject, block: int, _: float) -> bool:
+    """Give every position of one attention the key of the position before it."""
+    if subject.fused_qkv:
+        return False
+    key = subject.model.get_submodule(subject.parts[block].key)
+    key.register_forward_hook(lambda _, __, output: torch.cat([output[:, :1], output[:, :-1]], 1))
+    return True
