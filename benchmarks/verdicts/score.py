@@ -75,7 +75,8 @@ def page(
         f"Written by `make verdicts` (seed {seed}, {seconds / 60:.0f} minutes): check-ups of small models, damaged or not. "
         "Shares are given with 95 % Wilson intervals. *Detected*: any warning or error. *Located*: the first one names the right "
         "block and branch. *Classed*: the first one names the class, or an equivalent one. A mutant that changes neither loss "
-        "nor gradient by a thousandth is dropped; a trial that failed counts as a miss.",
+        "nor gradient by a thousandth is dropped, and so is a large bias that is not 1.5 times what it was; a trial that failed "
+        "counts as a miss.",
         "",
         *_shares(single, aside),
         "",

@@ -161,3 +161,44 @@ def test_only_what_published_models_do_in_every_nth_block_is_a_remark(block: int
         rows.loc[(rows["check"] == check) & (rows["block"] == block), "observed"] = value
     told = diagnose(Recording.from_tables(sound.manifest, sound.anatomy, tables))
     assert [(f.severity, f.block) for f in told if f.code == "attention-positions"] == [(severity, block)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"norm_placement": "double"}, {"norm_placement": "post"}])
+def test_a_write_that_is_no_multiple_of_its_projection_is_told_with_its_share(fields: dict[str, Any]) -> None:
+    model = made(**fields)
+    sound = observed(examine(model, IDS), "write_rest")
+    assert len(sound) == len(model.blocks) * 2
+    assert sound.max() < 1e-5
+
+    def without_first(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return torch.cat([0 * output[:, :1], output[:, 1:]], 1)
+
+    model.blocks[3].attention.register_forward_hook(without_first)
+    recording = examine(model, IDS)
+    shares = observed(recording, "write_rest")
+    assert shares.pop((3, "attention")) > 0.01
+    assert shares.max() < 1e-5
+    assert ("write-changed", "warning", 3, "attention") in alarms(diagnose(recording))
+
+
+def test_a_sample_that_sees_another_of_its_batch_is_told_and_position_by_position_is_not_confused_with_it() -> None:
+    model = made()
+    assert observed(examine(model, IDS), "samples").eq(0).all()
+    model.blocks[2].mlp.register_forward_pre_hook(lambda _, args: (args[0].roll(1, 0),))
+    recording = examine(model, IDS)
+    assert observed(recording, "samples")[2, "mlp"] > 1e-3
+    assert observed(recording, "samples").drop([(2, "mlp")]).eq(0).all()
+    assert observed(recording, "causality").eq(0).all()
+    assert alarms(diagnose(recording))[0] == ("samples-mixed", "error", 2, "mlp")
+
+
+def test_a_batch_of_one_says_nothing_of_other_samples() -> None:
+    recording = examine(made(), IDS[:1])
+    assert observed(recording, "samples").empty
+    assert observed(recording, "causality").eq(0).all()
+
+
+def test_an_activation_that_is_left_out_of_one_block_is_told() -> None:
+    model = made()
+    model.blocks[1].mlp.activation = nn.Identity()
+    assert ("activation-odd", "warning", 1, "mlp") in alarms(diagnose(examine(model, IDS)))
