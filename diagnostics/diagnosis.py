@@ -27,7 +27,15 @@ from .finding import SEVERITIES, Finding
 from .forecast import forecasts
 from .hyperparameters import hyperparameters
 from .initial_loss import initial_loss, worse_than_guessing
-from .lone_blocks import changed_projections, changed_writes, mixed_samples, rotation, silent_heads, stray_terms
+from .lone_blocks import (
+    changed_projections,
+    changed_writes,
+    mixed_samples,
+    rotation,
+    silent_heads,
+    stray_ends,
+    stray_terms,
+)
 from .massive import massive_activations
 from .nonfinite import first_nonfinite
 from .norm_checks import backward_of_norms, epsilon_of_norms, form_of_norms
@@ -62,6 +70,7 @@ RULES: tuple[Rule, ...] = (
     logit_scale,
     odd_block,
     stray_terms,
+    stray_ends,
     rotation,
     silent_heads,
     loss_scale,

@@ -12,7 +12,7 @@ from rheoscope.probes.anatomy import LEDGER_TOLERANCE
 from .factors import Shared, shared, shared_logit_factor
 from .norm_checks import by_role, usual_epsilon
 from .tables import Tables
-from .thresholds import DROPOUT_APART, LEAST_SIBLINGS, SCALE_APART
+from .thresholds import DROPOUT_APART, LEAST_SIBLINGS, LOGIT_FACTOR_APART, SCALE_APART
 
 COLUMNS = ["check", "stack", "block", "branch", "depth", "observed", "expected", "tolerance", "state", "note"]
 PROVES = {
@@ -60,7 +60,11 @@ def exact_checks(tables: Tables) -> pd.DataFrame:
         mine = rows[rows["check"] == check]
         if len(mine):
             found.append(_judged(mine, mine["expected"].fillna(expected)))
-    found += [_beside_siblings(group) for group in _classes(rows[rows["check"] == "write_scale"])]
+    ordinary = {(branch.stack, branch.depth) for stack in tables.anatomy.stacks for branch in stack.ordinary}
+    has_siblings = np.array([place in ordinary for place in zip(rows["stack"], rows["depth"], strict=True)], bool)
+    written = rows["check"] == "write_scale"
+    found += [_beside_siblings(group) for group in _classes(rows[written & has_siblings])]
+    found.append(_against(rows[written & ~has_siblings], None))
     found += [_epsilons(group) for group in by_role(tables)]
     found += [_dropped(group) for group in _classes(rows[rows["check"] == "dropped_share"])]
     found += _attention(tables)
@@ -144,11 +148,11 @@ def _beside_siblings(rows: pd.DataFrame) -> pd.DataFrame:
     return _against(rows, shared(rows["observed"].tolist()))
 
 
-def _against(rows: pd.DataFrame, usual: Shared | None) -> pd.DataFrame:
+def _against(rows: pd.DataFrame, usual: Shared | None, least: float = SCALE_APART) -> pd.DataFrame:
     if usual is None:
         return rows.assign(expected=np.nan, tolerance=np.nan, state="own")
-    state = np.where(rows["observed"].map(usual.is_apart), "deviates", "holds")
-    return rows.assign(expected=usual.value, tolerance=SCALE_APART * abs(usual.value), state=state)
+    state = ["deviates" if usual.is_apart(value, least) else "holds" for value in rows["observed"].tolist()]
+    return rows.assign(expected=usual.value, tolerance=least * abs(usual.value), state=state)
 
 
 def _epsilons(rows: pd.DataFrame) -> pd.DataFrame:
@@ -180,7 +184,7 @@ def _attention(tables: Tables) -> list[pd.DataFrame]:
             mine = [branches[key] for key in zip(group["stack"], group["depth"], strict=True) if key in branches]
             usual = shared_logit_factor(check, mine, group["observed"].tolist())
             if usual is not None or place not in found:
-                found[place] = _against(group, usual)
+                found[place] = _against(group, usual, LOGIT_FACTOR_APART)
     return list(found.values())
 
 

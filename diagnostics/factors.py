@@ -22,9 +22,9 @@ class Shared:
     n_alike: int
     n: int
 
-    def is_apart(self, value: float) -> bool:
-        """Return whether a block has another factor."""
-        return abs(value - self.value) > SCALE_APART * abs(self.value)
+    def is_apart(self, value: float, least: float = SCALE_APART) -> bool:
+        """Return whether a block has another factor: one that is further off than ``least`` of it."""
+        return abs(value - self.value) > least * abs(self.value)
 
 
 def shared(values: Sequence[float]) -> Shared | None:

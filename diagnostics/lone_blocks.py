@@ -10,7 +10,7 @@ import pandas as pd
 from .finding import Evidence, Finding
 from .frames import records
 from .tables import Tables
-from .thresholds import LEAST_SIBLINGS, PATTERNS_OF_POSITIONS
+from .thresholds import LEAST_SIBLINGS, MOST_STRAY, PATTERNS_OF_POSITIONS
 
 
 def silent_heads(tables: Tables) -> list[Finding]:
@@ -148,7 +148,25 @@ def stray_terms(tables: Tables) -> list[Finding]:
             ),
             "Look for something added here that is no branch: position embeddings once more, a constant, a hook.",
         )
-        for row, n in _alone(tables, "stream_shift", kinds=False)
+        for row, n in _alone(tables, "stream_shift", kinds=False, most=MOST_STRAY)
+    ]
+
+
+def stray_ends(tables: Tables) -> list[Finding]:
+    """Remark on what is added between the last state and the final norm: it has no siblings that would tell design from fault."""
+    rows = tables.identities
+    rows = rows[(rows["check"] == "stream_end") & (rows["observed"] > rows["tolerance"])]
+    return [
+        _finding(
+            "stream-shifted",
+            row,
+            f"What the final norm reads is not the last state, behind block {int(row['block'])}: {row['observed']:.2g} of it "
+            "comes from elsewhere.",
+            Evidence("read less a multiple of the state / read", float(row["observed"]), 0.0, "", row["tolerance"]),
+            "Look for something added behind the last block that is no branch, unless that is meant.",
+            severity="info",
+        )
+        for row in records(rows)
     ]
 
 

@@ -49,6 +49,9 @@ LEAST_BLOCKS = 4  # below this a slope has no degrees of freedom to speak of
 # one class share it exactly, and a fault of one per cent is to be found.
 SCALE_ALIKE = 1e-3
 SCALE_APART = 5e-3
+# Factors of attention logits are read off sizes, which a window or a merging of tokens changes by some per cent.
+LOGIT_FACTOR_APART = 0.03
+MOST_STRAY = 2  # adds of a stack with a term that is no branch: models that loop inject their input at several
 # Every how many blocks published models turn queries otherwise, the last of each such run, and by how much of the usual turn at
 # most: 4 in Llama 4, SmolLM3 and Cohere 2 (no rotation there), 6 in Gemma 3 (a larger base, and in some a scale). Where one block
 # alone does so and could be the first of these, it is a remark.

@@ -58,11 +58,15 @@ _TRAITS: tuple[tuple[str, str, Callable[[Branch], object]], ...] = (
 def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Branch, object, object, int]]:
     """Yield the one branch of its kind that differs from all the others, which are alike."""
     for kind in dict.fromkeys(branch.kind for branch in stack.branches):
-        mine = [branch for branch in stack.branches if branch.kind == kind]
+        mine = [branch for branch in stack.ordinary if branch.kind == kind]
         values = [trait(branch) for branch in mine]
         usual = max(set(values), key=values.count)
         odd = [branch for branch, value in zip(mine, values, strict=True) if value != usual]
-        # Where the embedding ends in a norm, the first branch may do without any of its own.
-        is_first = bool(odd) and odd[0].depth == 1 and not odd[0].input_norms and stack.start_norms != ()
+        is_first = bool(odd) and odd[0].depth == 1 and not odd[0].input_norms and _may_do_without(stack, odd[0])
         if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and usual != "unknown":
             yield odd[0], trait(odd[0]), usual, len(mine) - 1
+
+
+def _may_do_without(stack: Stack, first: Branch) -> bool:
+    """Return whether a first branch may need no norm of its own: the embedding ends in one, or no module shows its norm."""
+    return stack.start_norms != () or first.placement in ("pre", "double") or first.kind == "mixer"

@@ -17,7 +17,7 @@ from .finding import Evidence, Finding, Severity
 from .frames import records
 from .lone_blocks import changed_projections
 from .tables import Tables
-from .thresholds import LEAST_SIBLINGS, SCALE_APART
+from .thresholds import LEAST_SIBLINGS, LOGIT_FACTOR_APART, SCALE_APART
 
 MOST_TERMS = 4  # that a parallel block adds at once
 REMEDIES = {
@@ -158,7 +158,7 @@ def skip_scale(tables: Tables) -> list[Finding]:
     found = []
     for stack in tables.anatomy.stacks:
         for kind in dict.fromkeys(branch.kind for branch in stack.branches):
-            mine = [branch for branch in stack.branches if branch.kind == kind]
+            mine = [branch for branch in stack.ordinary if branch.kind == kind]
             skips = [None if branch.is_gated_skip else branch.scale for branch in mine]
             of_skip = shared([value for value in skips if value is not None])
             found += _apart(
@@ -191,7 +191,12 @@ def logit_scale(tables: Tables) -> list[Finding]:
                 sizes = [values[branch.stack, branch.depth] for branch in mine]
                 usual = shared_logit_factor(check, mine, sizes)
                 told = _apart(
-                    mine, sizes, usual, "attention-scale", lambda b: f"the attention logit of block {b.block}"
+                    mine,
+                    sizes,
+                    usual,
+                    "attention-scale",
+                    lambda b: f"the attention logit of block {b.block}",
+                    LOGIT_FACTOR_APART,
                 )
                 if usual is None and check == "logit_size":
                     told = far_logits(mine, sizes)
@@ -231,6 +236,7 @@ def _apart(
     usual: Shared | None,
     code: str,
     words: Callable[[Branch], str],
+    least: float = SCALE_APART,
 ) -> list[Finding]:
     """Report the branches whose factor is not the one that is ``usual``."""
     if usual is None:
@@ -242,12 +248,12 @@ def _apart(
             place=(branch.block, branch.kind),
             sentence=f"{words(branch).capitalize()} is multiplied by {value:.4g}; in {usual.n_alike} of the {usual.n} blocks it "
             f"is by {usual.value:.4g}.",
-            evidence=Evidence("factor", value, usual.value, "the same factor of the other blocks", SCALE_APART),
+            evidence=Evidence("factor", value, usual.value, "the same factor of the other blocks", least),
             remedy=REMEDIES[code],
             module_path=branch.module_path,
         )
         for branch, value in zip(branches, values, strict=True)
-        if value is not None and usual.is_apart(value)
+        if value is not None and usual.is_apart(value, least)
     ]
 
 

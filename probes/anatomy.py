@@ -144,6 +144,14 @@ class Stack:
         return 1 + max((branch.block for branch in self.branches), default=-1)
 
     @property
+    def ordinary(self) -> tuple[Branch, ...]:
+        """The branches of blocks with as many as most: others are no siblings of theirs. All, where most differ."""
+        counts = [sum(branch.block == block for branch in self.branches) for block in range(self.n_blocks)]
+        usual = max(set(counts), key=counts.count, default=0)
+        alike = {block for block, count in enumerate(counts) if count == usual}
+        return tuple(b for b in self.branches if b.block in alike) if 2 * len(alike) > len(counts) else self.branches
+
+    @property
     def placement(self) -> str:
         """The placement that all branches share, or ``mixed``."""
         return shared((branch.placement for branch in self.branches), "unknown")

@@ -51,7 +51,7 @@ def rounded(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, An
 def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``stream_shift`` of every branch whose next state is seen with what makes it.
 
-    The last state is held against what the final norm reads as well.
+    ``stream_end`` holds the last state against what the final norm reads.
 
     ``observed`` is the norm of what is left of state k when it is explained as a multiple of ``scale * state k-1 + write k``,
     behind a norm on the stream as a multiple of what the norm gives, over that of state k: 0 where the state that the next branch
@@ -62,7 +62,8 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
         seen: what one forward showed at ``shift_points``, without dropout.
     """
     rows = []
-    for branch, at, terms in (*_sums(anatomy), *_ends(anatomy)):
+    ends = list(_ends(anatomy))
+    for branch, at, terms in (*_sums(anatomy), *ends):
         state, addends = seen.get(at), [seen.get(point) for point, _ in terms]
         if state is None or not state.is_floating_point() or not bool(torch.isfinite(state).all()):
             continue
@@ -78,7 +79,8 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
         size, energy = float(whole.norm()), float(total @ total)
         if size > 0 and energy > 0:
             rest = whole - float(whole @ total) / energy * total
-            rows.append(_row(branch, float(rest.norm()) / size))
+            check = "stream_end" if (branch, at, terms) in ends else "stream_shift"
+            rows.append(_row(check, branch, float(rest.norm()) / size))
     return rows
 
 
@@ -114,9 +116,9 @@ def _written(branch: Branch) -> Terms:
     return tuple(known) if len(known) == len(branch.seen) else ()
 
 
-def _row(branch: Branch, size: float) -> dict[str, Any]:
+def _row(check: str, branch: Branch, size: float) -> dict[str, Any]:
     return {
-        "check": "stream_shift",
+        "check": check,
         **place_of(branch),
         "observed": size,
         "expected": 0.0,
