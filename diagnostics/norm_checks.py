@@ -38,25 +38,22 @@ def epsilon_of_norms(tables: Tables) -> list[Finding]:
 
 
 def form_of_norms(tables: Tables) -> list[Finding]:
-    """Report a norm that gives not quite what its closed form says, while the other norms do to rounding."""
-    rows = tables.identities
-    rows = rows[(rows["check"] == "norm_form") & rows["observed"].notna()]
-    ill = rows[rows["observed"] > rows["tolerance"]]
-    n = len(rows) - len(ill)
-    if len(rows) <= LEAST_SIBLINGS or len(ill) * 4 > len(rows):
-        return []
+    """Report a norm that gives not quite what its closed form says, while its siblings do to rounding."""
+    groups = [(group, group[group["observed"] > group["tolerance"]]) for group in by_role(tables, "norm_form")]
     return [
         _finding(
             row,
             "norm-form",
             "warning",
             f"What the norm {row['module_path']} gives is off by {row['observed']:.2g} of it from g (x - m) / sqrt(v + epsilon) "
-            f"+ b at any g, b and epsilon. What {n} other norms give is that to rounding.",
+            f"+ b at any g, b and epsilon. What {len(group) - len(ill)} siblings give is that to rounding.",
             Evidence(
                 "misfit / what the norm gives", float(row["observed"]), 0.0, "the closed form", float(row["tolerance"])
             ),
             "Look at the precision that this norm computes in, and at what is done to its result.",
         )
+        for group, ill in groups
+        if len(group) > LEAST_SIBLINGS and len(ill) * 4 <= len(group)
         for row in records(ill)
     ]
 
@@ -95,10 +92,10 @@ def backward_of_norms(tables: Tables) -> list[Finding]:
     ]
 
 
-def by_role(tables: Tables) -> list[pd.DataFrame]:
-    """Return the rows of ``norm_epsilon``, those of one role of one kind of branch of a stack together."""
+def by_role(tables: Tables, check: str = "norm_epsilon") -> list[pd.DataFrame]:
+    """Return the rows of a check of norms, those of one role of one kind of branch of a stack together."""
     rows = tables.identities
-    rows = rows[(rows["check"] == "norm_epsilon") & rows["observed"].notna() & (rows["block"] >= 0)]
+    rows = rows[(rows["check"] == check) & rows["observed"].notna() & (rows["block"] >= 0)]
     roles = {
         path: (role, n)
         for branch in tables.anatomy.branches

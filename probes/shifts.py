@@ -67,7 +67,7 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
         state, addends = seen.get(at), [seen.get(point) for point, _ in terms]
         if state is None or not state.is_floating_point() or not bool(torch.isfinite(state).all()):
             continue
-        if any(addend is not None and addend.shape[-1] != state.shape[-1] for addend in addends):
+        if any(addend is not None and not _in_one_order(addend, state) for addend in addends):
             continue
         total = torch.zeros(state.numel(), dtype=torch.float64, device=state.device)
         known = [t for t in addends if t is not None and t.numel() == state.numel() and bool(torch.isfinite(t).all())]
@@ -82,6 +82,11 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
             check = "stream_end" if (branch, at, terms) in ends else "stream_shift"
             rows.append(_row(check, branch, float(rest.norm()) / size))
     return rows
+
+
+def _in_one_order(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors list the same tokens in the same order: alike in shape, or one of them flattened."""
+    return one.shape == other.shape or (one.dim() != other.dim() and one.shape[-1] == other.shape[-1])
 
 
 def _sums(anatomy: Anatomy) -> Iterator[tuple[Branch, Point, Terms]]:
