@@ -40,8 +40,8 @@ identity: $(VENV)/.dev $(FILES) ## train 70 model types with and without probes,
 fuzz: $(VENV)/.dev $(FILES) ## damage a thousand recordings, hand them to the commands, write docs/fuzzing.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz
 
-verdicts: $(VENV)/.dev $(FILES) ## plant faults in many models, judge them, write docs/verdicts.md
-	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python -m verdicts
+verdicts: $(VENV)/.dev $(FILES) ## plant faults in many models, judge them, write docs/verdicts.md (SEED=7 for others)
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python -m verdicts --seed $(or $(SEED),0)
 
 spikes: $(VENV)/.dev $(FILES) ## make spikes of the loss whose cause is planted, bisect them, write docs/spikes.md
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python benchmarks/spikes.py docs/spikes.md

@@ -106,7 +106,19 @@ def changed_writes(tables: Tables) -> list[Finding]:
             "Look at what stands between this branch's last projection and the add.",
         )
         for row, n in _alone(tables, "write_rest")
+        if (int(row["stack"]), int(row["depth"])) not in _normed_otherwise(tables)
     ]
+
+
+def _normed_otherwise(tables: Tables) -> set[tuple[int, int]]:
+    """Return the branches with more or fewer norms behind them than most of their kind: that is told of the norms."""
+    found = set()
+    for stack in tables.anatomy.stacks:
+        for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+            mine = [branch for branch in stack.branches if branch.kind == kind]
+            counts = [len(branch.output_norms) for branch in mine]
+            found |= {(b.stack, b.depth) for b in mine if len(b.output_norms) != max(set(counts), key=counts.count)}
+    return found
 
 
 def mixed_samples(tables: Tables) -> list[Finding]:

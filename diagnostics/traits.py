@@ -57,7 +57,7 @@ _TRAITS: tuple[tuple[str, str, Callable[[Branch], object]], ...] = (
 
 def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Branch, object, object, int]]:
     """Yield the one branch of its kind that differs from all the others, which are alike."""
-    for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+    for kind in dict.fromkeys(branch.kind for branch in stack.ordinary):
         mine = [branch for branch in stack.ordinary if branch.kind == kind]
         values = [trait(branch) for branch in mine]
         usual = max(set(values), key=values.count)

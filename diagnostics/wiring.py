@@ -157,7 +157,7 @@ def skip_scale(tables: Tables) -> list[Finding]:
     measured = write_factors(tables)
     found = []
     for stack in tables.anatomy.stacks:
-        for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+        for kind in dict.fromkeys(branch.kind for branch in stack.ordinary):
             mine = [branch for branch in stack.ordinary if branch.kind == kind]
             skips = [None if branch.is_gated_skip else branch.scale for branch in mine]
             of_skip = shared([value for value in skips if value is not None])

@@ -13,6 +13,9 @@ from .rounding import SHORT
 from .running import place_of
 
 TOLERANCE = 1e-4  # of the state: float32 sums close to 1e-7, a fused kernel to 1e-5
+CONSTANT = (
+    0.1  # of a term: what rounding and a multiple of the state other than 1 leave in it that differs between samples
+)
 Terms = tuple[tuple[Point, float], ...]
 
 
@@ -51,7 +54,7 @@ def rounded(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, An
 def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any]]:
     """Return rows of the identities table: ``stream_shift`` of every branch whose next state is seen with what makes it.
 
-    ``stream_end`` holds the last state against what the final norm reads.
+    ``stream_end`` holds the last state against what the final norm reads, unless the same is added whatever the sample.
 
     ``observed`` is the norm of what is left of state k when it is explained as a multiple of ``scale * state k-1 + write k``,
     behind a norm on the stream as a multiple of what the norm gives, over that of state k: 0 where the state that the next branch
@@ -79,9 +82,14 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
         size, energy = float(whole.norm()), float(total @ total)
         if size > 0 and energy > 0:
             rest = whole - float(whole @ total) / energy * total
-            check = "stream_end" if (branch, at, terms) in ends else "stream_shift"
-            rows.append(_row(check, branch, float(rest.norm()) / size))
+            is_end = (branch, at, terms) in ends and not _is_constant(rest.reshape(state.shape))
+            rows.append(_row("stream_end" if is_end else "stream_shift", branch, float(rest.norm()) / size))
     return rows
+
+
+def _is_constant(rest: Tensor) -> bool:
+    """Return whether a term is the same for every sample of a batch: a position embedding, a bias."""
+    return len(rest) > 1 and float((rest - rest.mean(0)).norm()) <= CONSTANT * float(rest.norm())
 
 
 def _in_one_order(one: Tensor, other: Tensor) -> bool:

@@ -20,7 +20,7 @@ from .healthy import LOOK_ALIKES, OPTIMIZERS, TRAINED, steps_of, train
 from .subjects import Subject, subject
 
 RECIPE_STEPS, RECIPE_EVERY = 50, 5
-MONITORED_STEPS, MONITORED_EVERY = 230, 2
+MONITORED_STEPS, MONITORED_EVERY = 230, 3
 CHANGED = 1e-3  # of the loss or of the gradient: below it a mutant is benign
 
 

@@ -11,6 +11,7 @@ import torch
 from rheoscope.diagnostics.diagnosis import Diagnosis, diagnose
 from rheoscope.lab.architecture import Architecture
 from rheoscope.lab.transformer import ReferenceTransformer
+from rheoscope.probes.anatomy import Branch, Stack
 from rheoscope.probes.check_up import examine
 from rheoscope.probes.recording import Recording
 from rheoscope.probes.schema import TABLES
@@ -135,13 +136,26 @@ def test_projections_that_all_blocks_change_alike_are_their_design() -> None:
     assert not alarms(diagnose(examine(model, IDS)))
 
 
-def test_what_is_added_between_the_last_state_and_the_final_norm_is_remarked() -> None:
+@pytest.mark.parametrize("is_constant", [True, False])
+def test_what_is_added_behind_the_last_block_is_told_where_it_is_a_constant_and_else_remarked(
+    is_constant: bool,
+) -> None:
     model = made()
     assert observed(examine(model, IDS), "stream_end").max() < 1e-6
-    table = torch.randn(12, 32, generator=torch.Generator().manual_seed(1)) * 0.02
+    table = torch.randn(1 if is_constant else 2, 12, 32, generator=torch.Generator().manual_seed(1)) * 0.02
     model.blocks[4].register_forward_hook(lambda *args: args[2] + table)
     found = [(f.code, f.severity, f.block) for f in diagnose(examine(model, IDS))]
-    assert ("stream-shifted", "info", 4) in found
+    assert ("stream-shifted", "warning" if is_constant else "info", 4) in found
+
+
+def test_blocks_that_are_built_otherwise_are_no_siblings_of_a_factor() -> None:
+    branches = [
+        Branch(0, block, 2 * block + nth + 1, kind, "pre", "layernorm")
+        for block in range(5)
+        for nth, kind in enumerate(["attention", "mlp"] if block != 2 else ["mlp"])
+    ]
+    assert [branch.block for branch in Stack(0, tuple(branches)).ordinary] == [0, 0, 1, 1, 3, 3, 4, 4]
+    assert Stack(0, tuple(branches[:3])).ordinary == tuple(branches[:3])
 
 
 def test_a_first_norm_is_missing_unless_the_embedding_ends_in_one() -> None:
