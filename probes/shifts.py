@@ -89,7 +89,7 @@ def shifts(anatomy: Anatomy, seen: Mapping[Point, Tensor]) -> list[dict[str, Any
 
 def _is_constant(rest: Tensor) -> bool:
     """Return whether a term is the same for every sample of a batch: a position embedding, a bias."""
-    return len(rest) > 1 and float((rest - rest.mean(0)).norm()) <= CONSTANT * float(rest.norm())
+    return len(rest) > 1 and float((rest - rest.mean(0)).norm()) < CONSTANT * float(rest.norm())
 
 
 def _in_one_order(one: Tensor, other: Tensor) -> bool:
