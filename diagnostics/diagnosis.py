@@ -52,7 +52,7 @@ from .spikes import loss_spikes
 from .structure import frozen_block, norm_epsilon, odd_dropout, odd_parameters
 from .tables import Tables
 from .thresholds import ENTROPY_LEAST_STEPS, LEAST_BLOCKS, SPIKE_BAND_LEAST, UPDATE_JUDGED_AFTER
-from .traits import odd_branches
+from .traits import low_ranks, odd_branches, shared_weights
 from .unusual import unusual
 from .updates import untrained, update_ratio, update_siblings
 from .wiring import causality, gradient_conservation, logit_scale, loss_scale, odd_block, skip_scale
@@ -75,8 +75,10 @@ RULES: tuple[Rule, ...] = (
     silent_heads,
     loss_scale,
     odd_branches,
+    shared_weights,
     odd_dropout,
     odd_parameters,
+    low_ranks,
     epsilon_of_norms,
     form_of_norms,
     backward_of_norms,

@@ -85,6 +85,22 @@ def changed_projections(tables: Tables) -> list[Finding]:
             severity="error",
         )
         for row, n in _alone(tables, "projection_scale")
+    ] + [
+        _finding(
+            "projection-changed",
+            row,
+            f"What {row['module_path']} gives is no multiple of what its matrix gave: {row['observed']:.2g} of it is something "
+            f"else. In the {n} other blocks it is read as it is.",
+            Evidence(
+                "result less a multiple of the product / result",
+                float(row["observed"]),
+                0.0,
+                "the other blocks",
+                row["tolerance"],
+            ),
+            "Look for a hook on this projection, or a wrapper around it.",
+        )
+        for row, n in _alone(tables, "projection_rest")
     ]
 
 
@@ -104,6 +120,7 @@ def changed_writes(tables: Tables) -> list[Finding]:
                 row["tolerance"],
             ),
             "Look at what stands between this branch's last projection and the add.",
+            confidence=0.9,
         )
         for row, n in _alone(tables, "write_rest")
         if (int(row["stack"]), int(row["depth"])) not in _normed_otherwise(tables)
@@ -205,12 +222,13 @@ def _finding(
     remedy: str,
     severity: Any = "warning",
     reference: str = "",
+    confidence: float = 1.0,
 ) -> Finding:
     path = row["module_path"]
     return Finding(
         code=code,
         severity=severity,
-        confidence=1.0,
+        confidence=confidence,
         block=int(row["block"]),
         stack=int(row["stack"]),
         component=str(row["branch"]),

@@ -68,6 +68,7 @@ SIBLINGS_SAME = 1.05  # of at most five: they can be alike by chance
 SIBLINGS_VARY = 2.0
 WEIGHT_APART = 1.15
 GAIN_APART = 1.1
+RANK_APART = 3.0  # stable ranks of fresh siblings agree within a tenth
 # A first update may be larger than the weights. What they were before it is known where chance makes less of it than this.
 CHANCE_OF_UPDATES = 0.2
 BIAS_APART = 3.0

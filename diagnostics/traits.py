@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from rheoscope.probes.anatomy import Branch, Stack
 
 from .finding import Evidence, Finding
+from .frames import records
+from .siblings import apart
 from .tables import Tables
-from .thresholds import LEAST_SIBLINGS
+from .thresholds import LEAST_SIBLINGS, RANK_APART
 
 
 def odd_branches(tables: Tables) -> list[Finding]:
@@ -65,6 +67,72 @@ def _odd(stack: Stack, trait: Callable[[Branch], object]) -> Iterator[tuple[Bran
         is_first = bool(odd) and odd[0].depth == 1 and not odd[0].input_norms and _may_do_without(stack, odd[0])
         if len(odd) == 1 and not is_first and len(mine) > LEAST_SIBLINGS and usual != "unknown":
             yield odd[0], trait(odd[0]), usual, len(mine) - 1
+
+
+def shared_weights(tables: Tables) -> list[Finding]:
+    """Report a branch that has another block's weights, where most blocks have their own."""
+    found = []
+    for stack in tables.anatomy.stacks:
+        for kind in dict.fromkeys(branch.kind for branch in stack.branches):
+            mine = [branch for branch in stack.branches if branch.kind == kind]
+            first: dict[str, Branch] = {}
+            again: dict[int, tuple[Branch, Branch, str]] = {}
+            for branch in mine:
+                for projection in branch.projections:
+                    owner = first.setdefault(projection.weight, branch)
+                    if owner.block != branch.block:
+                        again.setdefault(branch.depth, (branch, owner, projection.weight))
+            if len(mine) > LEAST_SIBLINGS and len(again) * 4 <= len(mine):
+                found += [_shared(*item, len(mine) - len(again)) for item in again.values()]
+    return found
+
+
+def _shared(branch: Branch, owner: Branch, weight: str, n: int) -> Finding:
+    return Finding(
+        code="weight-shared",
+        severity="warning",
+        confidence=1.0,
+        block=branch.block,
+        stack=branch.stack,
+        component=branch.kind,
+        module_path=weight,
+        step=0,
+        sentence=f"The {branch.kind} branch of block {branch.block} has weights of block {owner.block} ({weight}); the {n} "
+        "others have their own.",
+        evidence=Evidence("blocks with these weights", 2.0, 1.0, f"{n} siblings have their own"),
+        remedy="Look at how the blocks are made: one module that was put into two of them.",
+    )
+
+
+def low_ranks(tables: Tables) -> list[Finding]:
+    """Report a weight that uses far fewer directions than the same weight of the other blocks."""
+    rows = tables.identities
+    rows = rows[(rows["check"] == "stable_rank") & rows["observed"].notna()]
+    rows = rows.assign(nth=rows.groupby(["stack", "branch", "depth"], sort=False).cumcount())
+    found = []
+    for _, group in rows.groupby(["stack", "branch", "nth"], sort=False):
+        for odd in apart(group["observed"].tolist(), RANK_APART):
+            row = records(group)[odd.index]
+            if odd.value > odd.low:
+                continue  # more directions than its siblings use are none too few
+            found.append(
+                Finding(
+                    code="weight-rank",
+                    severity="warning",
+                    confidence=0.9,
+                    block=int(row["block"]),
+                    stack=int(row["stack"]),
+                    component=str(row["branch"]),
+                    module_path=str(row["module_path"]),
+                    step=0,
+                    sentence=f"The weight {row['module_path']} uses few directions: its stable rank is {odd.value:.3g}, "
+                    f"{odd.words}.",
+                    evidence=Evidence("|W|_F^2 / |W|_2^2", odd.value, odd.middle, "the other blocks", RANK_APART),
+                    remedy="Look at the init of this weight, and at what was loaded into it.",
+                    reference="Rudelson and Vershynin 2007 (stable rank)",
+                )
+            )
+    return found
 
 
 def _may_do_without(stack: Stack, first: Branch) -> bool:

@@ -41,6 +41,7 @@ from .terms import term_conservation
 from .together import seen_in
 from .untouched import untouched
 from .visibility import visibility, visible_points
+from .weight_rank import weight_rank
 from .wrappers import bare
 from .write_scale import write_points, write_scale
 
@@ -102,7 +103,12 @@ def examine(
             hidden += [told] if told else []
             taps.relations.write(log.append)
         norm = None if numbers is None or numbers.gradient_norm is None else float(numbers.gradient_norm)
-        identities = [*_ledger(anatomy), *silent_heads(model, anatomy), *_checked(model, batch, anatomy, loss_fn, seed)]
+        identities = [
+            *_ledger(anatomy),
+            *silent_heads(model, anatomy),
+            *weight_rank(model, anatomy),
+            *_checked(model, batch, anatomy, loss_fn, seed),
+        ]
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
             identities += _origin(model, batch, anatomy, loss_fn)
     step = {"step": 0, "loss": loss, "gradient_norm": norm, "micro_batches": 1, "is_sampled": True}

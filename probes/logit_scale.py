@@ -40,7 +40,8 @@ def logit_scale(model: nn.Module, batch: Batch, anatomy: Anatomy) -> list[dict[s
     ``logit_scale`` is the factor of the logits times the sizes of queries and keys, over the sizes of what the branch's first two
     projections gave; ``logit_size`` is the same without the division, of a median token. ``projection_scale``, of every module of
     such a branch with a matrix, is what it gives over what its product with the matrix gave, in the channel in which the two are
-    furthest apart: 1 where nothing stands between. One forward. Call it inside ``untouched(model, training=False)``.
+    furthest apart: 1 where nothing stands between; ``projection_rest`` is the share that no such factor explains. One forward.
+    Call it inside ``untouched(model, training=False)``.
     """
     watch = _Sizes(anatomy)
     watch.follow(model, batch)
@@ -78,11 +79,18 @@ class _Sizes(AttentionCalls):
 
     def gave(self, branch: Branch, path: str, product: Tensor, output: Tensor) -> None:
         """Keep by what the result is multiplied before others read it."""
-        scale = _furthest(product, output)
-        if scale is not None:
+        fit = _furthest(product, output)
+        if fit is None:
+            return
+        scale, rest = fit
+        row = {**place_of(branch), "module_path": path}
+        note = "what a module gives, less a multiple of what its matrix gave, channel by channel, over it"
+        of_rest = {"check": "projection_rest", "observed": rest, "expected": 0.0, "tolerance": FIT, "note": note}
+        self.given.append(row | of_rest)
+        if rest <= FIT:
             note = "what a module gives over what its matrix gave, in the channel in which they are furthest apart"
-            row = {"check": "projection_scale", **place_of(branch), "module_path": path, "observed": scale}
-            self.given.append(row | {"expected": 1.0, "tolerance": TOLERANCE, "note": note})
+            of_scale = {"check": "projection_scale", "observed": scale, "expected": 1.0, "tolerance": TOLERANCE}
+            self.given.append(row | of_scale | {"note": note})
 
     def attended_at_once(self, branch: Branch, query: Tensor, key: Tensor, scale: float) -> None:
         """Keep the factor as it is said."""
@@ -101,19 +109,18 @@ class _Sizes(AttentionCalls):
             seen.size, seen.usual = _sizes(query, key, -1 if key.shape[-1] == query.shape[-1] else -2)
 
 
-def _furthest(product: Tensor, output: Tensor) -> float | None:
-    """Return the factor between two tensors in the channel in which it is furthest from 1; None where it is more than that."""
+def _furthest(product: Tensor, output: Tensor) -> tuple[float, float] | None:
+    """Return the factor between two tensors in the channel in which it is furthest from 1, and the share it does not explain."""
     width = product.shape[-1]
     if product.numel() != output.numel() or output.shape[-1] != width or not output.is_floating_point():
         return None
     x, y = (tensor.detach().double().reshape(-1, width) for tensor in (product, output))
     if torch.equal(x, y):
-        return 1.0
-    energy = x.square().sum(0)
+        return 1.0, 0.0
+    energy, size = x.square().sum(0), float(y.norm())
     scales = torch.where(energy > 0, (x * y).sum(0) / energy, 1.0)
-    if not float((y - scales * x).norm()) <= FIT * float(y.norm()):
-        return None
-    return float(scales[(scales - 1).abs().argmax()])
+    rest = float((y - scales * x).norm()) / size if size > 0 else 0.0
+    return (float(scales[(scales - 1).abs().argmax()]), rest) if math.isfinite(rest) else None
 
 
 def _uncapped(logits: Tensor, cap: float) -> Tensor:

@@ -158,6 +158,10 @@ FAULTS: tuple[Fault, ...] = (
           _IN_ATTENTION, is_exact=True),
     Fault("a write in 8 bits", values_rounded, (1,), ("write-changed", "write-scale", "bf16-error"), (), _IN_MLP, is_exact=True),
     Fault("norm in half precision", norm_halved, (1,), ("norm-form", "bf16-error", "norm-backward", "norm-epsilon")),
+    Fault("mlp of the block before", shared_mlp, (1,), ("weight-shared",), (), _IN_MLP, is_exact=True),
+    Fault("weights of rank one", rank_one, (1,), ("weight-rank",), (), _IN_MLP),
+    Fault("weights of one number", constant, (1,), ("weight-rank", "weight-scale", "hidden-scale", "dead-units"), (), _IN_MLP),
+    Fault("keys one behind", keys_behind, (1,), ("projection-changed", "attention-positions"), (), _IN_ATTENTION, is_exact=True),
     # No rule was written for those that follow.
     Fault("attention one ahead", ahead, (1,), ("mask-leak",), (), _IN_ATTENTION, is_exact=True, is_aside=True),
     Fault("other kind of norm", other_norm, (1,), ("norm-kind-odd", "norm-missing", "norm-epsilon", "norm-bias-scale"),
@@ -167,11 +171,6 @@ FAULTS: tuple[Fault, ...] = (
     Fault("norm over positions", normed_over_positions, (1,), ("mask-leak", *_NORMS), is_aside=True),
     Fault("attention normed again", normed_again, (1,), ("norm-placement-odd", "norm-missing", "write-changed", "write-size"), (),
           _IN_ATTENTION, is_aside=True),
-    Fault("mlp of the block before", shared_mlp, (1,), ("weight-scale", "weight-shared"), (), _IN_MLP, is_aside=True),
-    Fault("weights of rank one", rank_one, (1,), ("weight-scale", "weight-rank", "write-size"), (), _IN_MLP, is_aside=True),
-    Fault("weights of one number", constant, (1,), ("weight-scale", "weight-rank", "hidden-scale", "dead-units"), (), _IN_MLP,
-          is_aside=True),
     Fault("attention gradient clamped", gradient_clamped, (1,), ("gradient-scaled",), (), _IN_ATTENTION, is_exact=True,
           is_aside=True),
-    Fault("keys one behind", keys_behind, (1,), ("attention-positions", "projection-scale"), (), _IN_ATTENTION, is_aside=True),
 )  # fmt: skip

@@ -218,3 +218,41 @@ def test_an_activation_that_is_left_out_of_one_block_is_told() -> None:
     model = made()
     model.blocks[1].mlp.activation = nn.Identity()
     assert ("activation-odd", "warning", 1, "mlp") in alarms(diagnose(examine(model, IDS)))
+
+
+def test_a_projection_that_gives_something_else_than_its_product_is_told_by_its_share() -> None:
+    model = made()
+    behind = model.blocks[2].attention.key
+    behind.register_forward_hook(lambda *args: torch.cat([args[2][:, :1], args[2][:, :-1]], 1))
+    recording = examine(model, IDS)
+    rests = recording.table("identities").query("check == 'projection_rest'").set_index("module_path")["observed"]
+    assert rests.pop("blocks.2.attention.key") > 0.1
+    assert rests.eq(0).all()
+    assert ("projection-changed", "warning", 2, "attention") in alarms(diagnose(recording))
+
+
+def test_a_block_with_the_weights_of_another_is_told_and_blocks_that_all_share_them_are_not() -> None:
+    model = made()
+    model.blocks[3].mlp = model.blocks[1].mlp
+    assert ("weight-shared", "warning", 3, "mlp") in alarms(diagnose(examine(model, IDS)))
+    model = made()
+    for block in model.blocks:
+        block.mlp = model.blocks[0].mlp
+    assert "weight-shared" not in {f.code for f in diagnose(examine(model, IDS))}
+
+
+@pytest.mark.parametrize("is_one_number", [True, False])
+def test_a_weight_of_rank_one_is_told_whose_size_is_that_of_its_siblings(is_one_number: bool) -> None:
+    model = made(n_blocks=7)
+    weight = model.blocks[2].mlp.up.weight
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        one = torch.outer(torch.randn(64, generator=generator), torch.randn(32, generator=generator))
+        one = torch.ones_like(one) if is_one_number else one
+        weight.copy_(one * weight.square().mean().sqrt() / one.square().mean().sqrt())
+    recording = examine(model, IDS)
+    ranks = recording.table("identities").query("check == 'stable_rank'").set_index("module_path")["observed"]
+    assert ranks["blocks.2.mlp.up.weight"] == pytest.approx(1, abs=1e-3)
+    exact = torch.linalg.svdvals(model.blocks[1].mlp.up.weight.detach().double())
+    assert ranks["blocks.1.mlp.up.weight"] == pytest.approx(float(exact.square().sum() / exact[0] ** 2), rel=0.15)
+    assert ("weight-rank", "warning", 2, "mlp") in alarms(diagnose(recording))
