@@ -18,7 +18,10 @@ from .together import ends_of, seen_in
 ROUNDING = 1e-6  # of a sum: less is the sum's own rounding
 TOLERANCE = 1e-4  # of the write: a kernel that adds in another order each time differs by 1e-6
 # What asks how a branch answers a change, or another precision: of one that never answers alike it tells nothing.
-SPOILED = ("gradient_conservation", "causality", "bf16_error", "bf16_state_error", "stream_shift")
+SPOILED = (
+    *("gradient_conservation", "causality", "samples", "bf16_error", "bf16_state_error", "stream_shift", "stream_end"),
+    *("write_rest", "projection_rest", "projection_scale"),
+)
 
 
 def repeatability(

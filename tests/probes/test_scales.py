@@ -91,7 +91,7 @@ def test_a_write_that_is_scaled_is_measured(kind: str, factor: float) -> None:
     anatomy = discover(model, IDS)
     with untouched(model, training=False):
         rows = write_scales(model, IDS, anatomy)
-    told = [round(row["observed"], 5) for row in rows]
+    told = [round(row["observed"], 5) for row in rows if row["check"] == "write_scale"]
     assert sorted(told) == sorted([1.0, 1.0, 1.0, factor])
 
 

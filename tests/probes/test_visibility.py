@@ -27,6 +27,7 @@ def leaks(model: nn.Module, ids: Tensor) -> set[tuple[int, str]]:
     anatomy = discover(model, ids)
     with untouched(model, training=False):
         rows = visibility(model, ids, anatomy, seen_in(model, ids, visible_points(anatomy)))
+    rows = [row for row in rows if row["check"] == "causality"]
     assert len(rows) == len(anatomy.branches)
     return {(row["block"], row["branch"]) for row in rows if row["observed"] > TOLERANCE}
 
