@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -234,8 +234,7 @@ def query_scaled(subject: Subject, block: int, severity: float) -> bool:
 
 def head(subject: Subject, _: int, severity: float) -> bool:
     """Multiply the head, where it is not the embedding."""
-    head: Any = subject.model.get_submodule(subject.head)
-    embedding: Any = subject.model.get_submodule(subject.embedding)
+    head, embedding = (cast(Any, subject.model.get_submodule(path)) for path in (subject.head, subject.embedding))
     if head.weight is embedding.weight:
         return False
     with torch.no_grad():
