@@ -49,6 +49,13 @@ def shared_logit_factor(check: str, branches: Sequence[Branch], values: Sequence
     return shared(values)
 
 
+def normed_otherwise(branches: Sequence[Branch]) -> set[int]:
+    """Return the depths of branches with more or fewer norms behind them than most of their kind: that is told of the norms."""
+    counts = [len(branch.output_norms) for branch in branches]
+    usual = max(set(counts), key=counts.count, default=0)
+    return {branch.depth for branch, count in zip(branches, counts, strict=True) if count != usual}
+
+
 def write_factors(tables: Tables) -> dict[tuple[int, int, int], float]:
     """Return what is added over what the last projection gave, by stack, depth and term: of a check-up exactly.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from .factors import normed_otherwise
 from .finding import Evidence, Finding
 from .frames import records
 from .tables import Tables
@@ -106,6 +107,12 @@ def changed_projections(tables: Tables) -> list[Finding]:
 
 def changed_writes(tables: Tables) -> list[Finding]:
     """Report a branch that adds something else than its last projection gives, where those of the other blocks add that."""
+    told_of_norms = {
+        (stack.index, depth)
+        for stack in tables.anatomy.stacks
+        for kind in {branch.kind for branch in stack.branches}
+        for depth in normed_otherwise([branch for branch in stack.branches if branch.kind == kind])
+    }
     return [
         _finding(
             "write-changed",
@@ -123,19 +130,8 @@ def changed_writes(tables: Tables) -> list[Finding]:
             confidence=0.9,
         )
         for row, n in _alone(tables, "write_rest")
-        if (int(row["stack"]), int(row["depth"])) not in _normed_otherwise(tables)
+        if (int(row["stack"]), int(row["depth"])) not in told_of_norms
     ]
-
-
-def _normed_otherwise(tables: Tables) -> set[tuple[int, int]]:
-    """Return the branches with more or fewer norms behind them than most of their kind: that is told of the norms."""
-    found = set()
-    for stack in tables.anatomy.stacks:
-        for kind in dict.fromkeys(branch.kind for branch in stack.branches):
-            mine = [branch for branch in stack.branches if branch.kind == kind]
-            counts = [len(branch.output_norms) for branch in mine]
-            found |= {(b.stack, b.depth) for b in mine if len(b.output_norms) != max(set(counts), key=counts.count)}
-    return found
 
 
 def mixed_samples(tables: Tables) -> list[Finding]:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from rheoscope.probes.anatomy import Branch
 
-from .factors import Shared, shared, shared_logit_factor, write_factors
+from .factors import Shared, normed_otherwise, shared, shared_logit_factor, write_factors
 from .far_logits import far_logits
 from .finding import Evidence, Finding, Severity
 from .frames import records
@@ -165,12 +165,11 @@ def skip_scale(tables: Tables) -> list[Finding]:
                 mine, skips, of_skip, "skip-scale", lambda b: f"the skip of the {b.kind} branch of block {b.block}"
             )
             # Where a norm before the add does not act as one, that is told of the norm.
-            normed = [len(branch.output_norms) for branch in mine]
-            usual_norms = max(set(normed), key=normed.count)
+            apart = normed_otherwise(mine)
             for nth in range(MOST_TERMS):
                 writes = [
-                    measured.get((stack.index, branch.depth, nth)) if n == usual_norms else None
-                    for branch, n in zip(mine, normed, strict=True)
+                    measured.get((stack.index, branch.depth, nth)) if branch.depth not in apart else None
+                    for branch in mine
                 ]
                 of_write = shared([value for value in writes if value is not None])
                 found += _apart(
